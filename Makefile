@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+#
+# Every command here does its own set-up in .venv (see tools/venv.sh). Nothing but Python 3.10+, bash and make is needed.
+
+# The oldest Synapse that is supported; `make test-oldest` runs the tests on it, setup.cfg states the same number.
+OLDEST_SYNAPSE = 1.150.0
+
+SHELL = /bin/bash
+PYTHON ?=
+export PYTHON
+
+VENV = .venv
+VENV_OLDEST = .venv-oldest
+RUN = $(VENV)/bin/python -m tools.checks
+
+# What `make test` runs, of the tests: dotted names, as `python -m twisted.trial` takes them.
+TESTS ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint types demo-check format wheel clean venv venv-oldest
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
+		printf '  %-18s %s\n' "$$name" "$$what"; done
+	@echo "  (PYTHON=python3.12 chooses the interpreter; TESTS=tests.coap runs a part of the tests)"
+
+demo: venv ## watch two clients talk over CoAP to a real, throw-away Synapse
+	@$(VENV)/bin/synapse-lb demo
+
+test: venv ## lint, types and all tests, with the newest Synapse
+	@$(RUN) --name newest lint types tests=$(TESTS)
+
+test-oldest: venv-oldest ## all tests with the oldest supported Synapse
+	@$(VENV_OLDEST)/bin/python -m tools.checks --name oldest tests=$(TESTS)
+
+demo-check: venv ## the demo as a check: it must end well by itself
+	@$(RUN) --name demo demo
+
+lint: venv ## ruff: style, likely bugs, formatting
+	@$(RUN) --name lint lint
+
+types: venv ## mypy --strict
+	@$(RUN) --name types types
+
+format: venv ## mend what ruff can mend
+	@$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+wheel: venv ## build the sdist and the wheel into dist/
+	@$(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --only-binary :all: build
+	@$(VENV)/bin/python -m build --outdir dist .
+
+clean: ## remove everything that the commands above made
+	rm -rf $(VENV) $(VENV_OLDEST) artifacts build dist *.egg-info _trial_temp* \
+		.mypy_cache .ruff_cache .hypothesis
+	find synapse_lb tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@tools/venv.sh $(VENV)
+
+venv-oldest:
+	@tools/venv.sh $(VENV_OLDEST) matrix-synapse==$(OLDEST_SYNAPSE)

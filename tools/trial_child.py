@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Runs tests with Twisted's trial, one line for each, and leaves the counts in a JSON file.
+
+    python -m tools.trial_child RESULT.json WORKING-FOLDER DEADLINE-SECONDS NAME...
+
+`tools.checks` starts it as a child process, so that a test that crashes or hangs the interpreter is seen as what
+it is: the file is only written after the last test. Shortly before the deadline it prints where it hangs and exits.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.reporter import TimingTextReporter
+from twisted.trial.runner import TestLoader, TrialRunner
+
+
+def counts(result: Any) -> dict[str, Any]:
+    """What happened, in the form that `tools.checks` reads.
+
+    A test that fails and leaves the reactor dirty is one failed test. An expected failure ("todo") is a failed one:
+    there are none here.
+    """
+    bad = [*result.failures, *result.errors, *result.expectedFailures, *result.unexpectedSuccesses]
+    return {
+        "passed": result.successes,
+        "failed": sorted({test.id() for test, *_ in bad}),
+        "skipped": sorted([test.id(), str(reason)] for test, reason in result.skips),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests.
+
+    Args:
+        arguments: the result file, the working folder, the deadline in seconds, then the tests' dotted names.
+
+    Returns:
+        0 when all passed (skipped ones aside), otherwise 1.
+    """
+    result_path, folder, deadline, *names = arguments
+    result_file = Path(result_path).resolve()
+    sys.path.insert(0, str(Path.cwd()))
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(float(deadline), exit=True)
+    suite = TestLoader().loadByNames(names, recurse=True)
+    result: Any = TrialRunner(TimingTextReporter, workingDirectory=folder).run(suite)
+    faulthandler.cancel_dump_traceback_later()
+    result_file.write_text(json.dumps(counts(result), indent=1))
+    return 0 if result.wasSuccessful() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
