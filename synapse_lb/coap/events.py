@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an endpoint tells its application: whole requests and responses, and the ends of exchanges.
+
+`CoapRequest` and `CoapResponse` carry whole bodies; `message.Message` is one datagram. An exchange is named by an
+integer that the endpoint gives out and never gives out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum
+
+from attrs import field, frozen
+
+from synapse_lb.coap.errors import CoapError
+from synapse_lb.coap.numbers import code_to_text
+from synapse_lb.coap.options import Options
+
+Peer = Hashable
+"""Whoever is at the other end; opaque to the endpoint."""
+
+
+def _length(payload: bytes) -> str:
+    """Show no bodies in logs: they may hold credentials."""
+    return f"<{len(payload)} bytes>"
+
+
+@frozen
+class CoapRequest:
+    """A request with its whole body (RFC 7252 section 5.1).
+
+    Attributes:
+        code: The method, 0.01-0.31.
+        options: As received or to be sent; without those of the block-wise transfer.
+        payload: The whole body.
+        confirmable: Whether it travels in Confirmable messages.
+    """
+
+    code: int = field(repr=code_to_text)
+    options: Options = Options()
+    payload: bytes = field(default=b"", repr=_length)
+    confirmable: bool = True
+
+
+@frozen
+class CoapResponse:
+    """A response with its whole body (RFC 7252 section 5.2).
+
+    Attributes:
+        code: 2.00-5.31.
+        options: As received or to be sent; without those of the block-wise transfer.
+        payload: The whole body.
+    """
+
+    code: int = field(repr=code_to_text)
+    options: Options = Options()
+    payload: bytes = field(default=b"", repr=_length)
+
+
+class CancelReason(Enum):
+    """Why a request that was handed to the application needs no answer any more."""
+
+    RESET = "reset"
+    """The peer rejected a message of the exchange with a Reset."""
+    SUPERSEDED = "superseded"
+    """The peer used the token for a new request (RFC 7252 section 5.3.1)."""
+    PEER_GONE = "peer gone"
+    """The security association has ended."""
+    EXPIRED = "expired"
+    """The exchange outlived its time, or made room for newer ones."""
+
+
+@frozen
+class RequestReceived:
+    """Server role: a whole request has come in; answer it with `Endpoint.respond`."""
+
+    peer: Peer
+    exchange: int
+    request: CoapRequest
+
+
+@frozen
+class RequestCancelled:
+    """Server role: the request needs no answer any more; its exchange is closed."""
+
+    peer: Peer
+    exchange: int
+    reason: CancelReason
+
+
+@frozen
+class ResponseUndelivered:
+    """Server role: the response was rejected, or not acknowledged after all retransmissions."""
+
+    peer: Peer
+    exchange: int
+
+
+@frozen
+class ResponseReceived:
+    """Client role: the whole response to a request."""
+
+    peer: Peer
+    exchange: int
+    response: CoapResponse
+
+
+@frozen
+class RequestFailed:
+    """Client role: the request, or the ping, has no response."""
+
+    peer: Peer
+    exchange: int
+    error: CoapError
+
+
+@frozen
+class PongReceived:
+    """Client role: the peer has answered a ping (RFC 7252 section 4.3)."""
+
+    peer: Peer
+    exchange: int
+
+
+Event = (
+    RequestReceived | RequestCancelled | ResponseUndelivered | ResponseReceived | RequestFailed | PongReceived
+)
+"""Everything that `Endpoint.next_event` returns."""
