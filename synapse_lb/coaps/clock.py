@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What this package asks of a reactor's clock, as types.
 
-``IReactorTime`` and ``IDelayedCall`` are zope interfaces, whose methods have no ``self`` and which a type checker
-can therefore not check without a plugin. These protocols say the same; the reactor and ``task.Clock`` fit them.
+``IReactorTime`` and ``IDelayedCall`` are zope interfaces, whose methods have no ``self``, so that a type checker
+needs a plugin for them. These protocols say the same; the reactor and ``task.Clock`` fit them.
 """
 
 from __future__ import annotations
