@@ -21,7 +21,7 @@ def block_size(szx: int) -> int:
 
 
 def largest_szx(size: int) -> int | None:
-    """Return the size exponent of the largest block that fits in `size` bytes, or None if even 16 bytes do not."""
+    """Return the size exponent of the largest block that fits in `size` bytes, or None if none does."""
     return None if size < 16 else min(size.bit_length() - 5, MAX_SZX)
 
 

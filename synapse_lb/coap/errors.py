@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The typed errors of the CoAP endpoint.
 
-Three families say whose doing it was: `LocalError` (this program asked for what cannot be done), `RemoteError` (the
-peer sent what must not be sent) and `DeliveryError` (the network or the peer's absence). Where the protocol defines a
-response to the error, `wire_code` carries it.
+Three families say whose doing it was: `LocalError` (this program asked for what cannot be done),
+`RemoteError` (the peer sent what must not be sent) and `DeliveryError` (the network or the peer's absence).
+Where the protocol defines a response to the error, `wire_code` carries it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class CoapError(Exception):
     """Base of all errors of `synapse_lb.coap`.
 
     Attributes:
-        wire_code: The response code that tells the peer about it, or None where the protocol has no response to it.
+        wire_code: The response code that tells the peer about it, or None where the protocol has none.
     """
 
     wire_code: int | None = None
@@ -40,7 +40,7 @@ class OptionError(LocalError):
 
 
 class MessageError(LocalError):
-    """A message that has no wire form: its token, message id, or its mix of type, code and content (section 4.3)."""
+    """A message with no wire form: its token, its id, or its mix of type, code and content (section 4.3)."""
 
     wire_code = Code.INTERNAL_SERVER_ERROR
 
@@ -76,11 +76,11 @@ class TooManyExchanges(LocalError):
 
 
 class MessageFormatError(RemoteError):
-    """A datagram that is not a CoAP message (RFC 7252 section 3), or a code that its type may not carry (section 4.3).
+    """A datagram that is no CoAP message (RFC 7252 section 3), or has a code that its type may not (4.3).
 
-    A Confirmable one is answered with a Reset, any other is ignored (sections 4.2 and 4.3); therefore the two fields
-    of the header that a Reset needs are kept. A message of an unknown version must be ignored silently (section 3), so
-    its fields are not read.
+    A Confirmable one is answered with a Reset, any other is ignored (sections 4.2 and 4.3); therefore the two
+    fields of the header that a Reset needs are kept. A message of an unknown version must be ignored silently
+    (section 3), so its fields are not read.
 
     Attributes:
         reason: What is wrong with it.
@@ -143,7 +143,7 @@ class BodyTooLarge(RemoteError):
 
 
 class ProxyingNotSupported(RemoteError):
-    """A request with Proxy-Uri or Proxy-Scheme: this endpoint is no forward-proxy (RFC 7252 section 5.10.2)."""
+    """A request with Proxy-Uri or Proxy-Scheme: this endpoint is no forward-proxy (RFC 7252 5.10.2)."""
 
     wire_code = Code.PROXYING_NOT_SUPPORTED
 
@@ -161,7 +161,7 @@ class UnexpectedResponse(RemoteError):
 
 
 class RequestTimedOut(DeliveryError):
-    """No acknowledgement after all retransmissions, or no response in time (RFC 7252 sections 4.2 and 5.2.2)."""
+    """No acknowledgement after all retransmissions, or no response in time (RFC 7252 4.2, 5.2.2)."""
 
 
 class RequestReset(DeliveryError):

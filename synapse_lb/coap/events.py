@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """What an endpoint tells its application: whole requests and responses, and the ends of exchanges.
 
-`CoapRequest` and `CoapResponse` carry whole bodies; `message.Message` is one datagram. An exchange is named by an
-integer that the endpoint gives out and never gives out again.
+`CoapRequest` and `CoapResponse` carry whole bodies; `message.Message` is one datagram. An exchange is named
+by an integer that the endpoint gives out and never gives out again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from synapse_lb.coap.errors import CoapError
 from synapse_lb.coap.numbers import code_to_text
-from synapse_lb.coap.options import Options
+from synapse_lb.coap.options import NO_OPTIONS, Options
 
 Peer = Hashable
 """Whoever is at the other end; opaque to the endpoint."""
@@ -37,7 +37,7 @@ class CoapRequest:
     """
 
     code: int = field(repr=code_to_text)
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=_length)
     confirmable: bool = True
 
@@ -53,7 +53,7 @@ class CoapResponse:
     """
 
     code: int = field(repr=code_to_text)
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=_length)
 
 

@@ -15,7 +15,7 @@ from synapse_lb.coap.numbers import (
     is_request,
     is_response,
 )
-from synapse_lb.coap.options import OptionPair, Options
+from synapse_lb.coap.options import NO_OPTIONS, OptionPair, Options
 
 HEADER_LENGTH = 4
 """Bytes (RFC 7252 section 3, figure 7)."""
@@ -61,22 +61,22 @@ class Message:
         message_id: 0-65535.
         token: 0-8 bytes.
         options: In number order.
-        payload: At most what fits in a datagram; empty for none, since an empty payload has no wire form of its own.
+        payload: At most what fits in a datagram; empty for none (an empty one has no wire form of its own).
     """
 
     type: Type
     code: int = field(repr=code_to_text)
     message_id: int
     token: bytes = field(default=b"", repr=bytes.hex)
-    options: Options = Options()
+    options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=lambda payload: f"<{len(payload)} bytes>")
 
     def encode(self) -> bytes:
         """Return the datagram.
 
         Raises:
-            MessageError: The token is too long, the message id or the code is out of range, the type may not carry the
-                code, or an Empty message carries something.
+            MessageError: The token is too long, the message id or the code is out of range, the type may not
+                carry the code, or an Empty message carries something.
             OptionError: An option number is over 65535, or a value too long for the option format.
         """
         token = self.token
@@ -111,8 +111,8 @@ class Message:
         """Read a datagram.
 
         Raises:
-            MessageFormatError: It is not a CoAP message. The error carries the type and the message id where there was
-                a header of version 1 to read them from.
+            MessageFormatError: It is not a CoAP message. The error carries the type and the message id where
+                there was a header of version 1 to read them from.
         """
         if len(data) < HEADER_LENGTH:
             raise MessageFormatError(f"a datagram of {len(data)} bytes")
@@ -174,7 +174,7 @@ def _fault_of_code(type_: Type, code: int) -> str | None:
 #    \         Option Value          \   0 or more bytes
 #    +-------------------------------+
 #
-#    Delta and length: 0-12 as they are, 13 with one byte (value - 13), 14 with two (value - 269), 15 reserved.
+#    Delta and length: 0-12 as is, 13: one byte (value - 13), 14: two bytes (value - 269), 15: reserved.
 #
 #                 (RFC 7252 section 3.1, figure 8)
 def _encode_options(pairs: tuple[OptionPair, ...], out: bytearray) -> None:
@@ -216,8 +216,8 @@ def _decode_options(data: bytes, position: int) -> tuple[tuple[OptionPair, ...],
         The options, in number order by construction, and the payload.
 
     Raises:
-        MessageFormatError: A reserved nibble, an option that is cut off, a number over 65535, or a payload marker with
-            no payload behind it.
+        MessageFormatError: A reserved nibble, an option that is cut off, a number over 65535, or a payload
+            marker with no payload behind it.
     """
     pairs: list[OptionPair] = []
     number = 0
@@ -247,7 +247,7 @@ def _decode_options(data: bytes, position: int) -> tuple[tuple[OptionPair, ...],
 
 
 def _join(nibble: int, data: bytes, position: int) -> tuple[int, int]:
-    """Return the option delta or length of an extended nibble, and the position behind its extension bytes."""
+    """Return the delta or length of an extended nibble, and the position behind its extension bytes."""
     if nibble == 15:
         raise MessageFormatError("reserved option delta or length 15")
     stop = position + nibble - 12

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The numbers of CoAP: message types, codes and option numbers (RFC 7252 sections 3 and 12, and the RFCs after it).
+"""The numbers of CoAP: message types, codes and option numbers (RFC 7252 sections 3 and 12).
 
-Codes travel through the package as plain `int`, since a peer may send any of the 256; `Code` names those that are
-registered. The same holds for option numbers and `OptionNumber`.
+Codes travel through the package as plain `int`, since a peer may send any of the 256; `Code` names those that
+are registered. The same holds for option numbers and `OptionNumber`.
 """
 
 from __future__ import annotations

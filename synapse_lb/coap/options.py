@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""CoAP options: the ordered set of a message, their value formats and their registry (RFC 7252 sections 3.2, 5.4, 5.10).
+"""CoAP options: those of a message, their value formats and their registry (RFC 7252 3.2, 5.4, 5.10).
 
 The wire form of the option list is in `message`, that of the Block values in `block`.
 """
@@ -37,7 +37,7 @@ def encode_uint(value: int) -> bytes:
 
 
 def decode_uint(value: bytes) -> int:
-    """Decode an option value of format uint; leading zero bytes are allowed to a sender (RFC 7252 section 3.2)."""
+    """Decode an option value of format uint; a sender may put zero bytes in front (RFC 7252 section 3.2)."""
     return int.from_bytes(value, "big")
 
 
@@ -52,7 +52,7 @@ def is_unsafe(number: int) -> bool:
 
 
 def is_no_cache_key(number: int) -> bool:
-    """Whether the option is safe to forward and is no part of the cache key (RFC 7252 sections 5.4.2 and 5.4.6)."""
+    """Whether the option is safe to forward and is no part of the cache key (RFC 7252 5.4.2, 5.4.6)."""
     return number & 0x1E == 0x1C
 
 
@@ -146,7 +146,7 @@ If-Match and If-None-Match are not here: whoever does not evaluate the condition
 
 
 def _sorted_pairs(pairs: Iterable[OptionPair]) -> tuple[OptionPair, ...]:
-    """Bring options into number order; those of one number keep their order, which carries meaning (section 3.1)."""
+    """Bring options into number order; those of one number keep theirs, which carries meaning (3.1)."""
     pairs = tuple(pairs)
     last = 0
     for pair in pairs:
@@ -164,9 +164,9 @@ def _number_of(pair: OptionPair) -> int:
 class Options:
     """The options of a message, immutable, in number order (RFC 7252 section 3.1).
 
-    The values are raw bytes. What cannot be written (a number over 65535, a value that is too long) is reported when
-    the message is encoded, with `OptionError`. The representation shows no value of an unregistered option and none of
-    Uri-Query, since these may be credentials.
+    The values are raw bytes. What cannot be written (a number over 65535, a value that is too long) is
+    reported when the message is encoded, with `OptionError`. The representation shows no value of an
+    unregistered option and none of Uri-Query, since these may be credentials.
 
     Attributes:
         pairs: (number, value) in number order; those of one number in the order they were given.
@@ -248,6 +248,10 @@ def _describe(number: int, value: bytes) -> str:
     return f"{definition.name}: 0x{value.hex()}"
 
 
+NO_OPTIONS: Final = Options()
+"""The options of a message that has none."""
+
+
 def option_name(number: int) -> str:
     """Return the registered name of an option, or its number."""
     definition = REGISTRY.get(number)
@@ -272,8 +276,8 @@ def unrecognized_critical(options: Options, understood: Collection[int] = ()) ->
         understood: Critical options that are recognized besides `RECOGNIZED_CRITICAL`.
 
     Returns:
-        The number of the first critical option that is unknown, that has a length out of its range (section 5.4.3) or
-        that occurs again though it is not repeatable (section 5.4.5); None if there is none.
+        The number of the first critical option that is unknown, that has a length out of its range (section
+        5.4.3) or that occurs again though it is not repeatable (section 5.4.5); None if there is none.
     """
     previous = -1
     for number, value in options.pairs:
@@ -289,8 +293,8 @@ def unrecognized_critical(options: Options, understood: Collection[int] = ()) ->
 def strip_unrecognized_elective(options: Options) -> Options:
     """Drop the elective options that must be ignored (RFC 7252 sections 5.4.1, 5.4.3 and 5.4.5).
 
-    Dropped are those whose length is out of its range and the further occurrences of those that are not repeatable.
-    Options that the registry does not have stay: the application may know them.
+    Dropped are those whose length is out of its range and the further occurrences of those that are not
+    repeatable. Options that the registry does not have stay: the application may know them.
     """
     kept: list[OptionPair] = []
     previous = -1

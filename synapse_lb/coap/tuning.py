@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The constants of the endpoint: transmission parameters (RFC 7252 section 4.8) and the bounds of its tables.
 
-Every one can be set, is checked when it is set, and has its unit, its origin and its default at its place. What the
-RFC derives from others is derived here too.
+Every one can be set, is checked when it is set, and has its unit, its origin and its default at its place.
+What the RFC derives from others is derived here too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Tuning:
     """
 
     ack_timeout: float = field(default=2.0, validator=_number(0, above=True))
-    """ACK_TIMEOUT, s: the wait before the first retransmission, until there is a measurement; 2 (RFC 7252 4.8)."""
+    """ACK_TIMEOUT, s: the wait before the first retransmission, until one was measured; 2 (RFC 7252 4.8)."""
 
     ack_random_factor: float = field(default=1.5, validator=_number(1))
     """ACK_RANDOM_FACTOR: the first wait is drawn from [timeout, timeout x this]; 1.5 (RFC 7252 4.8)."""
@@ -68,21 +68,21 @@ class Tuning:
     """MAX_RETRANSMIT: copies of a Confirmable message after the first; 4 (RFC 7252 4.8)."""
 
     nstart: int = field(default=4, validator=_integer(1, 1024))
-    """NSTART: outstanding interactions with one peer. RFC 7252 4.7 gives 1 and lets it grow with congestion control,
-    which adaptive retransmission is; 4."""
+    """NSTART: outstanding interactions with one peer. RFC 7252 4.7 gives 1 and lets it grow with congestion
+    control, which adaptive retransmission is; 4."""
 
     max_latency: float = field(default=100.0, validator=_number(0, above=True))
     """MAX_LATENCY, s: the longest that a datagram is assumed to travel; 100 (RFC 7252 4.8.2)."""
 
     separate_after: float = field(default=1.5, validator=_number(0))
-    """s: a request that is not answered by then gets an empty ACK, and its response separately (RFC 7252 5.2.2). Less
-    than a peer's ACK_TIMEOUT, or the peer retransmits; 1.5."""
+    """s: a request that is not answered by then gets an empty ACK, and its response separately (RFC 7252
+    5.2.2). Less than a peer's ACK_TIMEOUT, or the peer retransmits; 1.5."""
 
     response_timeout: float = field(default=300.0, validator=_number(0, above=True))
-    """s: a client gives up on a response to a request that was acknowledged; longer than any long poll; 300."""
+    """s: a client waits for the response to an acknowledged request; longer than any long poll; 300."""
 
     adaptive_rto: bool = field(default=True, validator=_boolean)
-    """Whether the retransmission timeout follows the measured round-trip time (RFC 6298 2, strong samples only)."""
+    """Whether the retransmission timeout follows the measured round-trip times; true (RFC 6298 2)."""
 
     min_rto: float = field(default=1.0, validator=_number(0, above=True))
     """s: the least adaptive timeout; 1 (RFC 6298 2.4)."""
@@ -97,12 +97,12 @@ class Tuning:
     @property
     def max_transmit_span(self) -> float:
         """MAX_TRANSMIT_SPAN, s: from the first transmission to the last; 45 by default (RFC 7252 4.8.2)."""
-        return self.ack_timeout * (2**self.max_retransmit - 1) * self.ack_random_factor
+        return self.ack_timeout * ((1 << self.max_retransmit) - 1) * self.ack_random_factor
 
     @property
     def max_transmit_wait(self) -> float:
         """MAX_TRANSMIT_WAIT, s: from the first transmission to giving up; 93 by default (RFC 7252 4.8.2)."""
-        return self.ack_timeout * (2 ** (self.max_retransmit + 1) - 1) * self.ack_random_factor
+        return self.ack_timeout * ((2 << self.max_retransmit) - 1) * self.ack_random_factor
 
     @property
     def processing_delay(self) -> float:
@@ -116,7 +116,7 @@ class Tuning:
 
     @property
     def exchange_lifetime(self) -> float:
-        """EXCHANGE_LIFETIME, s: how long a message id of a Confirmable stays used; 247 by default (RFC 7252 4.8.2)."""
+        """EXCHANGE_LIFETIME, s: how long the id of a Confirmable stays used; 247 by default (RFC 7252 4.8.2)."""
         return self.max_transmit_span + 2 * self.max_latency + self.processing_delay
 
     @property
@@ -166,10 +166,10 @@ class Limits:
     """Open requests of one peer, and open requests to it; over it 5.03, or `TooManyExchanges`; 64."""
 
     dedup_entries_per_peer: int = field(default=256, validator=_integer(1, 65536))
-    """Messages of one peer that are remembered to recognize duplicates; the oldest go first; 256 (RFC 7252 4.5)."""
+    """Messages of one peer that are remembered to find duplicates; the oldest go first; 256 (RFC 7252 4.5)."""
 
     dedup_bytes_per_peer: int = field(default=64 * _KIB, validator=_integer(0))
-    """B: the replies that are kept with them, to be sent again; the oldest go first; 64 KiB (RFC 7252 4.5)."""
+    """B: the replies that are kept with them, to be sent again; the oldest go; 64 KiB (RFC 7252 4.5)."""
 
     max_snapshots_per_peer: int = field(default=16, validator=_integer(1))
     """Response bodies that one peer is fetching block by block; the oldest go first; 16."""
