@@ -21,7 +21,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, Union
+from typing import TYPE_CHECKING, Final
 
 from synapse_lb import __version__
 from synapse_lb.cli.errors import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, EXIT_USAGE, CommandError
@@ -29,9 +29,10 @@ from synapse_lb.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-    ExitStatus = Union[int, "Deferred[int]"]
+    ExitStatus = int | Deferred[int]
     Run = Callable[[argparse.Namespace, Terminal], ExitStatus]
 
 COMMANDS: Final[tuple[str, ...]] = ()
@@ -82,16 +83,13 @@ def start(argv: Sequence[str], terminal: Terminal) -> ExitStatus:
         return _report(error, arguments.command, terminal)
     if isinstance(status, int):
         return status
-    return status.addErrback(lambda failure: _report(_command_error(failure), arguments.command, terminal))
+    return status.addErrback(_recover, arguments.command, terminal)
 
 
-def _command_error(failure: object) -> CommandError:
-    from twisted.python.failure import Failure
-
-    assert isinstance(failure, Failure)
-    failure.trap(CommandError)
-    assert isinstance(failure.value, CommandError)
-    return failure.value
+def _recover(failure: Failure, command: str, terminal: Terminal) -> int | Failure:
+    if isinstance(failure.value, CommandError):
+        return _report(failure.value, command, terminal)
+    return failure
 
 
 def _report(error: CommandError, command: str, terminal: Terminal) -> int:

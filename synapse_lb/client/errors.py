@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What can go wrong for a client, one class for each thing that a caller would handle differently."""
+
+from __future__ import annotations
+
+
+class ClientError(Exception):
+    """Base of everything that the client raises."""
+
+
+class BadUri(ClientError, ValueError):
+    """The URI cannot be split into CoAP options (RFC 7252 section 6.4)."""
+
+
+class UnsupportedScheme(BadUri):
+    """The URI is well-formed, but its scheme is not one that this client speaks."""
+
+
+class ClientClosed(ClientError):
+    """`close()` was called; the client takes no more requests."""
+
+
+class ConnectError(ClientError):
+    """No association with the server could be made; the request was not sent."""
+
+
+class ResolveError(ConnectError):
+    """The host name has no address."""
+
+
+class HandshakeError(ConnectError):
+    """The server refused the handshake, or what it sent is no DTLS."""
+
+
+class ConnectTimeout(ConnectError):
+    """The handshake was not finished in time: nothing listens there, or the network loses everything."""
+
+
+class CertificateError(ConnectError):
+    """The server's certificate is not trusted, names another host, or is not the pinned one."""
+
+
+class ConnectionLost(ClientError):
+    """The association ended before the answer came; the server may have run the request."""
+
+
+class RequestTimeout(ClientError):
+    """No answer in time (RFC 7252 section 4.2 or the caller's own limit); the server may have run the request."""
+
+
+class RequestRejected(ClientError):
+    """The server answered with a Reset (RFC 7252 section 4.2): it could not make sense of the message."""
+
+
+class TooManyRequests(ClientError):
+    """More requests outstanding than the endpoint's limits allow; try again when some have ended."""
+
+
+class RequestFailed(ClientError):
+    """The exchange failed in another way; `__cause__` is the error of the CoAP endpoint."""
+
+
+class BadResponse(ClientError):
+    """The answer is no Matrix answer: unknown code, wrong Content-Format or bad CBOR.
+
+    Args:
+        message: what is wrong with it.
+        code: the CoAP response code.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code

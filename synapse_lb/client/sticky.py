@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Which of MSC3079's sticky options a request must carry (options 256 and 257), from the sender's side.
+
+The server keeps the last access token and key version of an association, in the order in which *it* sees the
+requests; datagrams may be lost and overtake each other. So an option is left out only once an answer has
+shown that the server has it, and a second token is never sent while a request that left out the first may
+still arrive: it would be run as another user's.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+
+def _hidden(token: str | None) -> str:
+    return "None" if token is None else "<token>"
+
+
+@attrs.frozen
+class Carried:
+    """What one request carries.
+
+    Attributes:
+        token: the value of option 256; None leaves it out.
+        key_version: the value of option 257; None leaves it out.
+        relies: whether the request means a token that it does not carry.
+    """
+
+    token: str | None = attrs.field(default=None, repr=_hidden)
+    key_version: int | None = None
+    relies: bool = False
+
+
+class StickySender:
+    """What the server of one association is known to have been told.
+
+    Args:
+        key_version: the CBOR key version to ask for; None asks for none.
+        always: carry the token in every request, so that requests of several users can be mixed freely.
+    """
+
+    def __init__(self, key_version: int | None, *, always: bool = False) -> None:
+        self._key_version = key_version
+        self._key_version_known = key_version is None
+        self._always = always
+        self._token: str | None = None
+        self._token_known = False
+        # Requests under way, by whether they carry the token; and whether one was given up, which may
+        # still reach the server.
+        self._carrying = 0
+        self._relying = 0
+        self._carrying_lost = False
+        self._relying_lost = False
+
+    def can_take(self, token: str | None) -> bool:
+        """Whether a request with this token may be sent now; if not, it needs an association of its own."""
+        if token is None or self._always or self._token is None or token == self._token:
+            return True
+        return not self._relying and not self._relying_lost
+
+    def prepare(self, token: str | None) -> Carried:
+        """Decide what a request carries that is sent now; `can_take` must have allowed it.
+
+        Args:
+            token: whose request it is; None for one without a user, which carries no token.
+        """
+        version = None if self._key_version_known else self._key_version
+        if token is None:
+            return Carried(key_version=version)
+        if token != self._token:
+            if self._carrying or self._carrying_lost:
+                # Either token may arrive last.
+                self._always = True
+            self._token = token
+            self._token_known = False
+        if self._token_known and not self._always:
+            self._relying += 1
+            return Carried(key_version=version, relies=True)
+        self._carrying += 1
+        return Carried(token=token, key_version=version)
+
+    def answered(self, carried: Carried, *, unauthorized: bool = False) -> None:
+        """Take note of the answer to a request.
+
+        Args:
+            carried: what `prepare` gave for it.
+            unauthorized: whether the answer was 4.01, after which the server may have forgotten the token.
+        """
+        if carried.key_version is not None:
+            self._key_version_known = True
+        if unauthorized:
+            self._token_known = False
+        elif carried.token is not None and carried.token == self._token:
+            self._token_known = True
+        self._leave(carried)
+
+    def abandoned(self, carried: Carried) -> None:
+        """Take note that no answer to a request will come; it may still reach the server."""
+        self._leave(carried)
+        if carried.relies:
+            self._relying_lost = True
+        elif carried.token is not None:
+            self._carrying_lost = True
+
+    def _leave(self, carried: Carried) -> None:
+        if carried.relies:
+            self._relying -= 1
+        elif carried.token is not None:
+            self._carrying -= 1
