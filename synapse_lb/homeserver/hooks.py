@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Every name of Synapse that is no part of its module API, in one place.
+
+The rest of this package uses what stands here and no other internals of Synapse. The names are looked for when
+this file is imported, which is while Synapse reads its configuration, and `check` looks for the methods: one
+that is missing is a ``ConfigError`` that names Synapse's version, never a failure later on. `Homeserver` looks
+for the attributes of the running homeserver in the same manner.
+
+Written for, and run against, Synapse 1.150 to 1.163.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import FrameType
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
+
+from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+
+from synapse_lb.homeserver import answers
+
+try:
+    from synapse.app import _base as app_base
+    from synapse.app import check_bind_error
+    from synapse.config import server as server_config
+    from synapse.config import workers as workers_config
+    from synapse.config._base import Config, format_config_error, read_config_files
+    from synapse.config.homeserver import HomeServerConfig
+    from synapse.config.server import DEFAULT_BIND_ADDRESSES, HttpListenerConfig, TCPListenerConfig
+    from synapse.http.server import UnrecognizedRequestResource, finish_request
+    from synapse.http.site import SynapseRequest, SynapseSite
+    from synapse.logging.context import PreserveLoggingContext
+    from synapse.rest import ClientRestResource
+    from synapse.rest.client.versions import VersionsRestServlet
+    from synapse.rest.well_known import ClientWellKnownResource
+    from synapse.server import HomeServer
+    from synapse.util import SYNAPSE_VERSION
+    from synapse.util.httpresourcetree import create_resource_tree
+except ImportError as error:
+    raise ConfigError(
+        "synapse-lb does not support this version of Synapse, which lacks something that it needs; "
+        f"upgrade one of them: {error}"
+    ) from error
+
+__all__ = [
+    "DEFAULT_BIND_ADDRESSES",
+    "ClientResource",
+    "Config",
+    "Homeserver",
+    "LowBandwidthRequest",
+    "PreserveLoggingContext",
+    "WellKnownClientResource",
+    "check",
+    "check_bind_error",
+    "format_config_error",
+    "stop_starting_up",
+    "teach_listener_type",
+]
+
+_NEEDED: Final = (
+    (server_config, "parse_listener_def"),
+    (workers_config, "parse_listener_def"),
+    (app_base, "register_start"),
+    (app_base, "register_sighup"),
+    (app_base, "max_request_body_size"),
+    (ClientRestResource, "_async_render"),
+    (ClientRestResource, "_send_response"),
+    (ClientRestResource, "_send_error_response"),
+    (ClientWellKnownResource, "_async_render_GET"),
+    (VersionsRestServlet, "on_GET"),
+    (SynapseRequest, "requestReceived"),
+    (SynapseRequest, "connectionLost"),
+    (HomeServer, "register_sync_shutdown_handler"),
+    (HomeServer, "get_reactor"),
+    (Config, "parse_size"),
+    (Config, "parse_duration"),
+)
+
+
+def check(needed: Iterable[tuple[object, str]] = _NEEDED) -> None:
+    """Look for all methods of Synapse that this package calls or replaces.
+
+    Args:
+        needed: pairs of an object and the name of its attribute.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    for owner, name in needed:
+        if not hasattr(owner, name):
+            _refuse(owner, name)
+
+
+def _refuse(owner: object, name: str) -> None:
+    where = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", type(owner).__qualname__)
+    raise ConfigError(
+        f"synapse-lb does not support Synapse {SYNAPSE_VERSION}, where {where} has no {name!r}; "
+        "install a version of synapse-lb that does"
+    )
+
+
+class ParsedListener(Protocol):
+    """What Synapse asks of an entry of ``listeners``."""
+
+    @property
+    def type(self) -> str:
+        """The listener's type."""
+
+    def is_tls(self) -> bool:
+        """Whether it is an HTTPS listener, for which Synapse would load a certificate."""
+
+    def get_site_tag(self) -> str:
+        """Its name in the logs."""
+
+
+def teach_listener_type(name: str, parse: Callable[[int, dict[str, Any]], ParsedListener]) -> None:
+    """Let Synapse's configuration accept a further type of listener, in ``listeners`` and ``worker_listeners``.
+
+    Synapse's set of known types cannot be extended: the validator of its classes holds a copy. So the function
+    that parses an entry is replaced, in both places that hold it. Idempotent.
+
+    Args:
+        name: the type.
+        parse: given the entry's index and content, returns the parsed entry or raises ``ConfigError``.
+    """
+    for holder in (server_config, workers_config):
+        original = holder.parse_listener_def  # type: ignore[attr-defined,unused-ignore]
+        if name in getattr(original, "synapse_lb_types", ()):
+            continue
+        holder.__dict__["parse_listener_def"] = _parser_with(original, name, parse)
+
+
+def _parser_with(
+    original: Callable[[int, Any], Any], name: str, parse: Callable[[int, dict[str, Any]], ParsedListener]
+) -> Callable[[int, Any], Any]:
+    @functools.wraps(original)
+    def parse_listener_def(num: int, listener: Any) -> Any:
+        if isinstance(listener, dict) and listener.get("type") == name:
+            return parse(num, listener)
+        return original(num, listener)
+
+    parse_listener_def.__dict__["synapse_lb_types"] = (*getattr(original, "synapse_lb_types", ()), name)
+    return parse_listener_def
+
+
+def stop_starting_up(error: ConfigError) -> None:
+    """Raise `error`, or end the process with it as Synapse does with a faulty configuration.
+
+    A ``ConfigError`` that comes after the configuration was read makes Synapse print a traceback and exit with
+    status 1. When that is what would happen (its ``register_start`` is waiting for us), print the same error as
+    Synapse prints one that comes early, without the traceback, and exit likewise.
+
+    Raises:
+        ConfigError: `error`, when someone else started this homeserver.
+    """
+    if not _inside_register_start(sys._getframe()):
+        raise error
+    message = "".join(format_config_error(error))
+    app_base.logger.critical("Error during startup: %s", message)
+    print(f"\n{message}", file=sys.__stderr__, flush=True)
+    os._exit(1)  # As register_start does: SystemExit would be swallowed by the reactor.
+
+
+def _inside_register_start(frame: FrameType | None) -> bool:
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "wrapper" and code.co_filename == app_base.register_start.__code__.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+_advertised: WeakKeyDictionary[HomeServerConfig, dict[str, Any]] = WeakKeyDictionary()
+"""By homeserver (one process may run several): what its /versions says besides."""
+
+_original_versions: list[Callable[[VersionsRestServlet, SynapseRequest], Awaitable[tuple[int, Any]]]] = []
+
+
+def _advertise(config: HomeServerConfig, content: dict[str, Any]) -> None:
+    """Add `content` to the answers of this homeserver's ``/_matrix/client/versions``."""
+    if not _original_versions:
+        original = VersionsRestServlet.on_GET
+
+        @functools.wraps(original)
+        async def on_GET(self: VersionsRestServlet, request: SynapseRequest) -> tuple[int, Any]:
+            status, body = await original(self, request)
+            return status, {**body, **_advertised.get(self.config, {})}
+
+        _original_versions.append(original)
+        _set(VersionsRestServlet, "on_GET", on_GET)
+    _advertised[config] = content
+
+
+def _stop_advertising(config: HomeServerConfig) -> None:
+    """Undo `_advertise`; the last one out restores Synapse's own method."""
+    _advertised.pop(config, None)
+    if not _advertised and _original_versions:
+        _set(VersionsRestServlet, "on_GET", _original_versions.pop())
+
+
+def _set(owner: object, name: str, value: object) -> None:
+    """Assign to a method, which is what a hook is."""
+    setattr(owner, name, value)
+
+
+_MEDIA: Final = re.compile(
+    rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
+)
+
+
+class LowBandwidthRequest(SynapseRequest):
+    """A request that Synapse serves, whose answer is an object.
+
+    Attributes:
+        answer: The status and the response object, once a resource has answered with one.
+        client_gone: Whether the client went away before the answer.
+    """
+
+    answer: tuple[int, Any] | None = None
+    client_gone = False
+
+    def connectionLost(self, reason: Failure | Exception) -> None:
+        """Remember that nobody waits for the answer any more, and let Synapse cancel what it can."""
+        self.client_gone = True
+        super().connectionLost(reason)
+
+
+class _ObjectAnswers:
+    """Takes the answers of a Synapse resource as objects, before any JSON is written."""
+
+    def _send_response(self, request: SynapseRequest, code: int, response_object: Any) -> None:
+        request.setResponseCode(code)
+        if isinstance(request, LowBandwidthRequest):
+            if request.client_gone:
+                return
+            request.answer = (code, response_object)
+        finish_request(request)
+
+    def _send_error_response(self, f: Failure, request: SynapseRequest) -> None:
+        hs = getattr(self, "hs", None)
+        gone = isinstance(request, LowBandwidthRequest) and request.client_gone
+        status, error = answers.of_failure(f, request, getattr(hs, "config", None), client_gone=gone)
+        if not request.startedWriting:
+            self._send_response(request, status, error)
+        elif request.channel:
+            # A servlet failed in the middle of writing by itself.
+            request.channel.forceAbortClient()
+
+
+class ClientResource(_ObjectAnswers, ClientRestResource):
+    """Everything under ``/_matrix/client`` that this process serves."""
+
+    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
+        if request.path is not None and _MEDIA.match(request.path):
+            # Before the servlet fetches the file, perhaps from another server.
+            request.request_metrics.name = "MediaOverCoap"
+            return answers.NOT_CARRIED, answers.not_carried("media")
+        return await super()._async_render(request)
+
+
+class WellKnownClientResource(_ObjectAnswers, ClientWellKnownResource):
+    """``/.well-known/matrix/client``."""
+
+
+class Homeserver:
+    """The running homeserver, as far as this package needs it.
+
+    Args:
+        api: what Synapse hands to a module.
+
+    Raises:
+        ConfigError: this version of Synapse lacks an attribute that is needed.
+    """
+
+    def __init__(self, api: ModuleApi) -> None:
+        _require(api, "_hs")
+        self._hs: Final[HomeServer] = api._hs
+        _require(self._hs, "hostname", "config", "start_listening", "version_string", "get_instance_id")
+        config = self._hs.config
+        _require(config.server, "listeners", "server_name")
+        _require(config.worker, "worker_app", "worker_listeners")
+        _require(config.tls, "tls_certificate_file", "tls_private_key_file")
+        _require(config, "config_files")
+        self.api: Final = api
+
+    @property
+    def synapse(self) -> HomeServer:
+        """Synapse's own object, to be handed back to Synapse."""
+        return self._hs
+
+    @property
+    def config(self) -> HomeServerConfig:
+        """Synapse's configuration, to be handed back to Synapse."""
+        return self._hs.config
+
+    @property
+    def server_name(self) -> str:
+        """The homeserver's name."""
+        return self._hs.hostname
+
+    @property
+    def reactor(self) -> Any:
+        """The reactor that runs it (``ISynapseReactor``)."""
+        return self._hs.get_reactor()
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is a worker, not the main one."""
+        return self._hs.config.worker.worker_app is not None
+
+    @property
+    def listeners(self) -> Sequence[object]:
+        """The parsed listeners of this process."""
+        config = self._hs.config
+        return config.worker.worker_listeners if self.is_worker else config.server.listeners
+
+    @property
+    def main_listeners(self) -> Sequence[object]:
+        """The parsed ``listeners`` of the configuration, which are those of the main process."""
+        return self._hs.config.server.listeners
+
+    @property
+    def certificate_files(self) -> tuple[str | None, str | None]:
+        """The homeserver's own ``tls_certificate_path`` and ``tls_private_key_path``."""
+        tls = self._hs.config.tls
+        return tls.tls_certificate_file, tls.tls_private_key_file
+
+    @property
+    def signing_key_folder(self) -> str | None:
+        """The folder of the signing key; None if the configuration came from no file."""
+        files = self._hs.config.config_files
+        if not files:
+            return None
+        path = read_config_files(files).get("signing_key_path")
+        return os.path.dirname(os.path.abspath(path or files[-1]))
+
+    @property
+    def max_request_body_size(self) -> int:
+        """Bytes of JSON that Synapse takes as the body of a request."""
+        return app_base.max_request_body_size(self._hs.config)
+
+    def site(self, *, tag: str, port: int, logger_name: str, tree: dict[str, Resource]) -> SynapseSite:
+        """Build what Synapse builds for each of its HTTP listeners.
+
+        Args:
+            tag: its name in the access log and in log contexts.
+            port: its port.
+            logger_name: name of the logger of its access log.
+            tree: resources by path; everything else is Synapse's M_UNRECOGNIZED.
+        """
+        config = TCPListenerConfig(
+            port=port, bind_addresses=[], type="http", http_options=HttpListenerConfig(tag=tag)
+        )
+        return SynapseSite(
+            logger_name=logger_name,
+            site_tag=tag,
+            config=config,
+            resource=_resource_tree(tree),
+            server_version_string=self._hs.version_string,
+            max_request_body_size=self.max_request_body_size,
+            reactor=self.reactor,
+            hs=self._hs,
+        )
+
+    def when_listening(self, mine: Callable[[object], bool], start: Callable[[], None]) -> None:
+        """Call `start` when Synapse opens its listeners.
+
+        Args:
+            mine: tells the listeners which Synapse itself is not to see, because it would warn about them.
+            start: is called once Synapse's own listeners are open.
+        """
+        original = self._hs.start_listening
+
+        def start_listening() -> None:
+            config = self._hs.config
+            holder, name = (
+                (config.worker, "worker_listeners") if self.is_worker else (config.server, "listeners")
+            )
+            everything = getattr(holder, name)
+            setattr(holder, name, [listener for listener in everything if not mine(listener)])
+            try:
+                original()
+            finally:
+                setattr(holder, name, everything)
+            start()
+
+        _set(self._hs, "start_listening", start_listening)
+
+    def on_shutdown(self, stop: Callable[[], None]) -> None:
+        """Call `stop` before the reactor stops, or when this homeserver alone is shut down."""
+        self._hs.register_sync_shutdown_handler(phase="before", eventType="shutdown", shutdown_func=stop)
+
+    def on_sighup(self, reload: Callable[[], None]) -> None:
+        """Call `reload` when the process gets SIGHUP."""
+        app_base.register_sighup(self._hs, reload)
+
+    def advertise(self, content: dict[str, Any]) -> None:
+        """Add `content` to the top level of ``/_matrix/client/versions``, whoever serves it."""
+        _advertise(self._hs.config, content)
+
+    def stop_advertising(self) -> None:
+        """Take back what `advertise` added. Idempotent."""
+        _stop_advertising(self._hs.config)
+
+
+def _resource_tree(tree: dict[str, Resource]) -> Any:
+    """The resources by path; everything else gets Synapse's M_UNRECOGNIZED."""
+    make_root: Callable[[], Resource] = UnrecognizedRequestResource
+    return create_resource_tree(tree, make_root())
+
+
+def _require(owner: object, *names: str) -> None:
+    check((owner, name) for name in names)
