@@ -160,7 +160,7 @@ class Limits:
     """B: all request bodies of all peers that are being put together; 64 MiB."""
 
     reassembly_lifetime: float = field(default=247.0, validator=_number(0, above=True))
-    """s: a request body to which no block is added is given up; EXCHANGE_LIFETIME's 247 (RFC 7959 2.4)."""
+    """s: a request body to which no block is added is given up; EXCHANGE_LIFETIME's 247 (RFC 7252 4.8.2)."""
 
     max_exchanges_per_peer: int = field(default=64, validator=_integer(1))
     """Open requests of one peer, and open requests to it; over it 5.03, or `TooManyExchanges`; 64."""
@@ -181,7 +181,7 @@ class Limits:
     """B: all response bodies that all peers are fetching block by block; the oldest go first; 256 MiB."""
 
     snapshot_lifetime: float = field(default=247.0, validator=_number(0, above=True))
-    """s: a response body of which no block is asked for is let go; 247 (RFC 7959 2.4)."""
+    """s: a response body of which no block is asked for is let go; EXCHANGE_LIFETIME's 247 (RFC 7252 4.8.2)."""
 
     def __attrs_post_init__(self) -> None:
         for lesser, greater in (

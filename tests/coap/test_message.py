@@ -137,8 +137,11 @@ class MalformedTests(SynchronousTestCase):
         self.assert_malformed("40011234fe0000", "15", Type.CON, 0x1234)
 
     def test_truncated_options(self) -> None:
-        for data in ("01", "d0", "0d", "e0", "e000", "0e", "0e00", "dd00", "ee000000", "b261", "0dff61"):
-            self.assert_malformed("40011234" + data, "the datagram ends inside", Type.CON, 0x1234)
+        for data in ("d0", "0d", "e0", "e000", "0e", "0e00", "dd00", "ee000000"):
+            self.assert_malformed("40011234" + data, "inside an option's header", Type.CON, 0x1234)
+        for data in ("01", "b261", "0dff61"):
+            number = int(data[0], 16)
+            self.assert_malformed("40011234" + data, f"inside option {number}", Type.CON, 0x1234)
 
     def test_option_number_over_16_bits(self) -> None:
         self.assert_malformed("40011234" + "e0fef3", "option number 65536", Type.CON, 0x1234)
