@@ -29,6 +29,9 @@ SOURCES: Final = ("synapse_lb", "tests", "tools")
 DEADLINE: Final[dict[str, float]] = {"lint": 120, "types": 300, "demo": 180, "tests": 1200}
 """Seconds after which a step is ended and counted as failed."""
 
+output: int | None = None
+"""File descriptor that the steps' output goes to; None for our own standard output and error."""
+
 
 class Outcome(NamedTuple):
     """Counts of checks, and lines that say what was wrong."""
@@ -68,7 +71,14 @@ def run(command: Sequence[str], seconds: float) -> int | None:
         The exit status, or None when the time was up.
     """
     say("$ " + " ".join(os.path.relpath(part, ROOT) if os.path.isabs(part) else part for part in command))
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    ) as process:
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -85,12 +95,17 @@ def simple(name: str, *commands: Sequence[str]) -> Outcome:
     return Outcome(failed=1, notes=(f"failed: {name}",)) if bad else Outcome(passed=1)
 
 
-def tests(run_name: str, names: Sequence[str]) -> Outcome:
-    """Run tests with trial in a child process (see `tools.trial_child`)."""
+def tests(run_name: str, names: Sequence[str], limit: float = DEADLINE["tests"]) -> Outcome:
+    """Run tests with trial in a child process (see `tools.trial_child`).
+
+    Args:
+        run_name: what the result is kept under.
+        names: dotted names of packages, modules, classes or tests.
+        limit: seconds after which the child says where it hangs and ends; it is ended when it does not.
+    """
     result_file = RESULTS / f"{run_name}.trial.json"
     result_file.unlink(missing_ok=True)
-    limit = DEADLINE["tests"]
-    folder = ROOT / "artifacts" / f"trial-{run_name}"
+    folder = RESULTS.parent / f"trial-{run_name}"
     child = [sys.executable, "-m", "tools.trial_child", str(result_file), str(folder), str(limit), *names]
     status = run(child, limit + 30)
     try:

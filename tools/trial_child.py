@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(deadline), exit=True)
     suite = TestLoader().loadByNames(names, recurse=True)
-    result: Any = TrialRunner(TimingTextReporter, workingDirectory=folder).run(suite)
+    one_line_per_test: Any = TimingTextReporter
+    result: Any = TrialRunner(one_line_per_test, workingDirectory=folder).run(suite)
     faulthandler.cancel_dump_traceback_later()
     result_file.write_text(json.dumps(counts(result), indent=1))
     return 0 if result.wasSuccessful() else 1

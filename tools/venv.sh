@@ -65,6 +65,6 @@ say "Setting up $folder with $("$python" --version) (a minute or two the first t
 rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --upgrade pip
-"$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+PYTHONWARNINGS=ignore "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
     --editable '.[server,dev]' "$@"
 printf '%s\n' "$wanted" >"$folder/made-of"

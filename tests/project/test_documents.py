@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The documents say what is: their links lead somewhere, the commands they name exist, versions agree."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+from typing import Final
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from synapse_lb import __version__
+from synapse_lb.cli.main import COMMANDS
+from tests.project.sources import ROOT, relative
+
+LINK: Final = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+FENCE: Final = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """Every document: those at the top and those in docs/."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def prose(path: Path) -> str:
+    """A document without its code blocks."""
+    return FENCE.sub("", path.read_text())
+
+
+def anchors(path: Path) -> set[str]:
+    """The names under which a document's headings can be linked to, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+def make_targets() -> set[str]:
+    """What `make` can be asked for."""
+    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    """The package's metadata."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+class LinksTests(SynchronousTestCase):
+    """Links between the documents."""
+
+    def test_links_resolve(self) -> None:
+        """Each relative link leads to a file of the project, and its anchor to a heading."""
+        wrong = []
+        for path in documents():
+            for link in LINK.findall(prose(path)):
+                if "://" in link or link.startswith("mailto:"):
+                    continue
+                target, _, anchor = link.partition("#")
+                file = (path.parent / target).resolve() if target else path
+                if not file.exists() or (anchor and anchor not in anchors(file)):
+                    wrong.append(f"{relative(path)}: {link}")
+        self.assertEqual(wrong, [])
+
+    def test_every_document_is_reached(self) -> None:
+        """The README leads to every document in docs/."""
+        linked = {link.partition("#")[0] for link in LINK.findall((ROOT / "README.md").read_text())}
+        here = {relative(path) for path in (ROOT / "docs").rglob("*.md")}
+        self.assertEqual(here - linked, set())
+
+
+class CommandsTests(SynchronousTestCase):
+    """Commands that the documents name."""
+
+    def test_make_targets_exist(self) -> None:
+        """Every `make x` is in the Makefile."""
+        wrong = [
+            f"{relative(path)}: make {name}"
+            for path in documents()
+            for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", path.read_text(), re.MULTILINE)
+            if name not in make_targets()
+        ]
+        self.assertEqual(wrong, [])
+
+    def test_readme_names_the_commands(self) -> None:
+        """The two commands of a fresh checkout stand in the README and in the Makefile."""
+        for name in ("demo", "test"):
+            self.assertIn(f"make {name}", (ROOT / "README.md").read_text())
+            self.assertIn(name, make_targets())
+
+    def test_subcommands_exist(self) -> None:
+        """Every `synapse-lb x` is a subcommand, and every subcommand is in the README."""
+        wrong = [
+            f"{relative(path)}: synapse-lb {name}"
+            for path in documents()
+            for name in re.findall(r"(?:^|`|\$ |/)synapse-lb ([a-z]+)", path.read_text(), re.MULTILINE)
+            if name not in COMMANDS
+        ]
+        self.assertEqual(wrong, [])
+        readme = (ROOT / "README.md").read_text()
+        self.assertEqual([name for name in COMMANDS if f"synapse-lb {name}" not in readme], [])
+
+
+class VersionsTests(SynchronousTestCase):
+    """A version is said in several places and must be the same in all."""
+
+    def test_oldest_synapse(self) -> None:
+        """What is tested as the oldest Synapse is what the metadata demands and the documents promise."""
+        found = re.search(r"^OLDEST_SYNAPSE = (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert found is not None
+        oldest = found[1]
+        short = oldest.removesuffix(".0")
+        self.assertIn(f"matrix-synapse >= {short},", setup_cfg()["options.extras_require"]["server"])
+        for name in ("README.md", "docs/install.md"):
+            self.assertIn(short, (ROOT / name).read_text(), name)
+
+    def test_pythons(self) -> None:
+        """The Pythons of the classifiers are those that the README names, and the oldest is demanded."""
+        text = setup_cfg()["metadata"]["classifiers"]
+        versions = re.findall(r"Python :: (3\.\d+)", text)
+        self.assertEqual(setup_cfg()["options"]["python_requires"], f">={versions[0]}")
+        self.assertIn(f"Python {versions[0]}", (ROOT / "README.md").read_text())
+
+    def test_changelog(self) -> None:
+        """The version of the package has its section in the changelog."""
+        self.assertIn(f"## {__version__}", (ROOT / "CHANGELOG.md").read_text())
+
+    def test_every_dependency_is_explained(self) -> None:
+        """docs/dependencies.md says of each dependency why it is there."""
+        lines = [
+            setup_cfg()["options"]["install_requires"],
+            *setup_cfg()["options.extras_require"].values(),
+        ]
+        names = {name for text in lines for name in re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE)}
+        text = (ROOT / "docs" / "dependencies.md").read_text()
+        self.assertEqual({name for name in names if f"`{name}`" not in text}, set())
