@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Bodies by Content-Format: CBOR (60) and JSON (50), read and written (RFC 7252 section 12.3, MSC3079)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NoReturn
+
+import attrs
+
+from synapse_lb.msc3079 import cbor, codes
+from synapse_lb.msc3079.errors import CborError, MappingError
+from synapse_lb.msc3079.messages import ReplyFormat
+from synapse_lb.msc3079.options import FORMAT_CBOR, FORMAT_JSON
+
+NOT_JSON: Final = "M_NOT_JSON"
+BAD_JSON: Final = "M_BAD_JSON"
+
+_JSON_WHITESPACE: Final = b" \t\r\n"
+
+
+@attrs.frozen
+class Body:
+    """A body that was read.
+
+    Attributes:
+        value: JSON value.
+        content_format: What it was written in, 60 or 50.
+        used_integer_keys: Whether its maps had integer keys (CBOR only).
+    """
+
+    value: Any = attrs.field(repr=False)
+    content_format: int
+    used_integer_keys: bool = False
+
+
+def sniff(payload: bytes) -> int:
+    """Guess the format of a body that has no Content-Format.
+
+    The two cannot be confused: the bytes that open a JSON object or array are in CBOR the heads of
+    strings with a 64-bit length.
+    """
+    return FORMAT_JSON if payload.lstrip(_JSON_WHITESPACE)[:1] in (b"{", b"[") else FORMAT_CBOR
+
+
+def read_body(payload: bytes, content_format: int | None, max_depth: int) -> Body:
+    """Read a body that is not empty.
+
+    Args:
+        payload: The whole body.
+        content_format: Its Content-Format, or None if there was none: then the bytes tell.
+        max_depth: Nested arrays and maps that are allowed.
+
+    Raises:
+        MappingError: 4.15 for another format, 4.00 with M_NOT_JSON for what cannot be parsed and with
+            M_BAD_JSON for what stands for no JSON value.
+    """
+    if content_format is None:
+        content_format = sniff(payload)
+    if content_format == FORMAT_CBOR:
+        return _read_cbor(payload, max_depth)
+    if content_format == FORMAT_JSON:
+        return Body(_read_json(payload, max_depth), FORMAT_JSON)
+    raise MappingError(
+        codes.UNSUPPORTED_CONTENT_FORMAT,
+        NOT_JSON,
+        f"Content-Format {content_format} is not supported; use 60 (CBOR) or 50 (JSON)",
+    )
+
+
+def _read_cbor(payload: bytes, max_depth: int) -> Body:
+    try:
+        decoded = cbor.decode(payload, max_depth=max_depth)
+    except CborError as error:
+        errcode = BAD_JSON if error.well_formed else NOT_JSON
+        raise MappingError(codes.BAD_REQUEST, errcode, str(error)) from None
+    return Body(decoded.value, FORMAT_CBOR, decoded.used_integer_keys)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _read_json(payload: bytes, max_depth: int) -> Any:
+    try:
+        value = json.loads(payload.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise MappingError(codes.BAD_REQUEST, NOT_JSON, "Content not JSON") from None
+    if payload.count(b"[") + payload.count(b"{") > max_depth and _is_deeper(value, max_depth):
+        raise _too_deep()
+    return value
+
+
+def _too_deep() -> MappingError:
+    return MappingError(codes.BAD_REQUEST, BAD_JSON, "JSON nested too deeply")
+
+
+def _is_deeper(value: Any, max_depth: int) -> bool:
+    level = [value]
+    for _ in range(max_depth + 1):
+        level = [
+            child
+            for container in level
+            if isinstance(container, (dict, list))
+            for child in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    # What is left hangs below max_depth + 1 containers.
+    return True
+
+
+def write_body(value: Any, reply: ReplyFormat) -> bytes:
+    """Write a JSON value as the requester wants it; what cannot be carried exactly is replaced.
+
+    Raises:
+        CborError: the value is none of JSON's.
+    """
+    if reply.content_format == FORMAT_CBOR:
+        return cbor.encode(value, reply.key_version, lossy=True)
+    return write_json(value)
+
+
+def write_json(value: Any) -> bytes:
+    """Write a JSON value as compact JSON text in UTF-8.
+
+    Raises:
+        CborError: the value is none of JSON's, or nested deeper than Python's encoder goes.
+    """
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False, default=_plain_mapping).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CborError(f"No JSON value: {type(error).__name__}") from None
+
+
+def _plain_mapping(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(type(value).__name__)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The client's direction: a Matrix request -> CoAP request, CoAP response -> `MatrixResponse`.
+
+MSC3079; RFC 7252 section 6.4 (from a URI to options); RFC 8075 section 7 (codes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from synapse_lb.msc3079 import cbor, codes, paths_v1
+from synapse_lb.msc3079.bodies import read_body, sniff, write_json
+from synapse_lb.msc3079.errors import CborError, MappingError
+from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.options import (
+    ACCEPT,
+    ACCESS_TOKEN,
+    CONTENT_FORMAT,
+    FORMAT_CBOR,
+    FORMAT_JSON,
+    KEY_VERSION,
+    MAX_AGE,
+    MAX_URI_OPTION,
+    URI_PATH,
+    URI_QUERY,
+    OptionPairs,
+    encode_uint,
+    first_uint,
+)
+
+RESPONSE_MAX_DEPTH: Final = 1000
+"""Nested arrays and maps that an answer may have: as much as Python's JSON, so that an event which
+reached the server over HTTP can be read here too."""
+
+Query = Mapping[str, "str | Sequence[str]"] | Iterable["tuple[str, str]"]
+"""Query parameters: a mapping, whose values may be lists for repeated names, or pairs. Not percent-encoded."""
+
+
+def encode_request(
+    method: str,
+    path: str | bytes,
+    query: Query | None = None,
+    body: Any = NO_BODY,
+    *,
+    token: str | None = None,
+    key_version: int | None = None,
+    announce_key_version: int | None = None,
+    path_codes: bool = True,
+    content_format: int = FORMAT_CBOR,
+    accept: int | None = None,
+) -> tuple[int, list[tuple[int, bytes]], bytes]:
+    """Map a Matrix request to a whole CoAP request.
+
+    Args:
+        method: HTTP method.
+        path: Percent-encoded path from its leading slash, as in a URL; may have a query after `?`, which
+            comes before `query`. Dot segments cannot be carried.
+        query: Further query parameters.
+        body: JSON value, or `NO_BODY`.
+        token: Access token for option 256; None leaves it out (the sticky one holds), "" ends its use.
+        key_version: Integer keys of the body in CBOR; None for text keys.
+        announce_key_version: Value of option 257; None leaves it out. The option is critical: only for
+            peers that advertise MSC3079.
+        path_codes: Use a path code where the table has one.
+        content_format: 60 (CBOR) or 50 (JSON), of the body.
+        accept: Format of the answer; None leaves it to the server, which answers as it was asked.
+
+    Returns:
+        Code, options in number order, payload.
+
+    Raises:
+        MappingError: 4.00 for what CoAP cannot carry.
+    """
+    code = codes.METHOD_TO_CODE.get(method.upper())
+    if code is None:
+        raise _unsendable(f"Method {method} has no CoAP code")
+    raw_path, _, raw_query = (path.encode() if isinstance(path, str) else path).partition(b"?")
+    options = [(URI_PATH, segment) for segment in _write_path(raw_path, path_codes)]
+    payload = b""
+    if body is not NO_BODY:
+        payload = _write_body(body, content_format, key_version)
+        options.append((CONTENT_FORMAT, encode_uint(content_format)))
+    options += [(URI_QUERY, part) for part in _write_query(raw_query, query)]
+    if accept is not None:
+        options.append((ACCEPT, encode_uint(accept)))
+    if token is not None:
+        options.append((ACCESS_TOKEN, _write_token(token)))
+    if announce_key_version is not None:
+        options.append((KEY_VERSION, encode_uint(announce_key_version)))
+    return code, options, payload
+
+
+def _unsendable(message: str) -> MappingError:
+    return MappingError(codes.BAD_REQUEST, "M_INVALID_PARAM", message)
+
+
+def _write_path(raw: bytes, path_codes: bool) -> list[bytes]:
+    if not raw.startswith(b"/"):
+        raise _unsendable("A path begins with a slash")
+    try:
+        segments: tuple[str, ...] = tuple(unquote_to_bytes(part).decode() for part in raw[1:].split(b"/"))
+    except UnicodeDecodeError:
+        raise _unsendable("A path segment is not UTF-8") from None
+    if "." in segments or ".." in segments:
+        raise _unsendable("A path segment that is . or .. cannot be sent over CoAP")
+    if path_codes:
+        segments = paths_v1.compress(segments)
+    return [_fit(segment.encode(), "path segment") for segment in segments]
+
+
+def _write_query(raw: bytes, query: Query | None) -> list[bytes]:
+    try:
+        pairs = parse_qsl(raw.decode(), keep_blank_values=True, errors="strict")
+        for name, value in _pairs(query):
+            pairs.append((name, value))
+        return [_fit(f"{name}={value}".encode(), f"query parameter {name}") for name, value in pairs]
+    except UnicodeError:
+        raise _unsendable("A query parameter is not Unicode text") from None
+
+
+def _pairs(query: Query | None) -> Iterable[tuple[str, str]]:
+    if query is None:
+        return
+    for name, value in query.items() if isinstance(query, Mapping) else query:
+        if isinstance(value, str):
+            yield name, value
+        else:
+            for each in value:
+                yield name, each
+
+
+def _fit(value: bytes, what: str) -> bytes:
+    """RFC 7252 section 5.10, table 4: Uri-Path and Uri-Query hold 255 bytes at most."""
+    if len(value) > MAX_URI_OPTION:
+        raise _unsendable(f"A {what} of {len(value)} bytes cannot be sent over CoAP; {MAX_URI_OPTION} can")
+    return value
+
+
+def _write_token(token: str) -> bytes:
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise _unsendable("An access token is visible ASCII")
+    return token.encode("ascii")
+
+
+def _write_body(body: Any, content_format: int, key_version: int | None) -> bytes:
+    try:
+        if content_format == FORMAT_CBOR:
+            return cbor.encode(body, key_version)
+        if content_format == FORMAT_JSON:
+            return write_json(body)
+    except CborError as error:
+        raise _unsendable(str(error)) from None
+    raise _unsendable(f"Content-Format {content_format} is neither 60 (CBOR) nor 50 (JSON)")
+
+
+def decode_response(code: int, options: OptionPairs, payload: bytes) -> MatrixResponse:
+    """Map a whole CoAP response to the Matrix answer that it carries.
+
+    A failure without Content-Format is the CoAP layer's own, and its payload text for people (RFC 7252
+    section 5.5.2): it becomes a Matrix error with M_UNKNOWN. CBOR that claims to be JSON, as the
+    reference proxy sends it, is read as CBOR.
+
+    Raises:
+        MappingError: 5.02 for an answer that cannot be read.
+    """
+    pairs = list(options)
+    status = codes.code_to_status(code, has_body=bool(payload))
+    if status is None:
+        raise _unreadable(f"CoAP code {code >> 5}.{code & 31:02d} is no final answer")
+    content_format = first_uint(pairs, CONTENT_FORMAT)
+    body: Any = NO_BODY
+    if status not in codes.BODILESS_STATUSES and payload:
+        body = _read_body(payload, content_format, is_error=status >= 400)
+    return MatrixResponse(status, body, _retry_after(status, body, pairs))
+
+
+def _unreadable(message: str) -> MappingError:
+    return MappingError(codes.BAD_GATEWAY, "M_UNKNOWN", message)
+
+
+def _read_body(payload: bytes, content_format: int | None, is_error: bool) -> Any:
+    if content_format is None and is_error and not 0xA0 <= payload[0] <= 0xBF and payload[:1] != b"{":
+        return {"errcode": "M_UNKNOWN", "error": payload.decode("utf-8", "replace")}
+    if content_format == FORMAT_JSON:
+        content_format = sniff(payload)
+    try:
+        return read_body(payload, content_format, RESPONSE_MAX_DEPTH).value
+    except MappingError as error:
+        raise _unreadable(error.message) from None
+
+
+def _retry_after(status: int, body: Any, pairs: list[tuple[int, bytes]]) -> float | None:
+    """Seconds to wait: exactly from Matrix's retry_after_ms, or else from Max-Age."""
+    if status not in (429, 503):
+        return None
+    if isinstance(body, dict):
+        milliseconds = body.get("retry_after_ms")
+        if isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool):
+            return milliseconds / 1000
+    max_age = first_uint(pairs, MAX_AGE)
+    return None if max_age is None else float(max_age)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A Matrix request and its answer, free of CoAP and of HTTP's wire form.
+
+Their `repr` shows neither tokens nor bodies nor the query (which may hold `access_token=`), so that they
+may be logged.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+import attrs
+
+from synapse_lb.msc3079.options import FORMAT_CBOR
+
+
+class NoBody(enum.Enum):
+    """The type of `NO_BODY`. An enum, so that type checkers can tell it from a JSON value."""
+
+    NO_BODY = "no body"
+
+    def __repr__(self) -> str:
+        return "NO_BODY"
+
+
+NO_BODY: Final = NoBody.NO_BODY
+"""Stands where a body could: there is none. JSON's `null` is a body, and is None."""
+
+
+@attrs.frozen
+class ReplyFormat:
+    """How an answer is to be written.
+
+    Attributes:
+        content_format: 60 (CBOR) or 50 (JSON).
+        key_version: Version of the integer keys in CBOR; None for text keys, always None with JSON.
+    """
+
+    content_format: int = FORMAT_CBOR
+    key_version: int | None = None
+
+
+@attrs.frozen
+class MatrixRequest:
+    """A request as a Matrix server understands it.
+
+    Attributes:
+        method: HTTP method, upper case.
+        path: Full path, percent-encoded, from its leading slash; ASCII.
+        query: Query string, percent-encoded, without the question mark; may be empty.
+        body: JSON value, or `NO_BODY`.
+        access_token: The token in force for this request, without `Bearer `; visible ASCII only.
+        reply: How the answer is to be written.
+    """
+
+    method: str
+    path: bytes
+    query: bytes = attrs.field(default=b"", repr=False)
+    body: Any = attrs.field(default=NO_BODY, repr=False)
+    access_token: str | None = attrs.field(default=None, repr=False)
+    reply: ReplyFormat = ReplyFormat()
+
+    @property
+    def is_long_poll(self) -> bool:
+        """Whether the answer may wait on purpose: a sync with a timeout."""
+        if not self.path.endswith((b"/sync", b"/events")):
+            return False
+        return any(key == b"timeout" and value.strip(b"0") for key, value in parse_qsl(self.query))
+
+
+@attrs.frozen
+class MatrixResponse:
+    """An answer as a Matrix server gives it.
+
+    Attributes:
+        status: HTTP status.
+        body: JSON value, or `NO_BODY`.
+        retry_after: Seconds until the client may try again (429 and 503), or None.
+    """
+
+    status: int
+    body: Any = attrs.field(default=NO_BODY, repr=False)
+    retry_after: float | None = None

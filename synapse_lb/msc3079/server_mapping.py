@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The server's direction: CoAP request -> `MatrixRequest`, `MatrixResponse` -> CoAP response.
+
+MSC3079; RFC 7252 sections 5.10 (options) and 6.4/6.5 (URIs); RFC 8075 section 7 (codes).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, quote_from_bytes
+
+import attrs
+
+from synapse_lb.msc3079 import codes, paths_v1
+from synapse_lb.msc3079.bodies import read_body, sniff, write_body
+from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH, HIGHEST_MAX_DEPTH
+from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
+from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
+from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
+from synapse_lb.msc3079.options import (
+    ACCEPT,
+    ACCESS_TOKEN,
+    CONTENT_FORMAT,
+    FORMAT_CBOR,
+    FORMAT_JSON,
+    HANDLED_CRITICAL,
+    KEY_VERSION,
+    MAX_AGE,
+    MAX_UINT32,
+    URI_PATH,
+    URI_QUERY,
+    OptionPairs,
+    encode_uint,
+    first,
+    first_uint,
+)
+from synapse_lb.msc3079.sticky import StickyState
+
+CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
+"""A whole CoAP message: code, options in number order, payload."""
+
+_UNRECOGNIZED: Final = "M_UNRECOGNIZED"
+_INVALID_PARAM: Final = "M_INVALID_PARAM"
+
+_SEGMENT_SAFE: Final = "!$&'()*+,;=:@"
+"""What RFC 3986 section 3.3 lets stand in a path segment beside the unreserved characters."""
+
+_QUERY_SAFE: Final = "!$'()*,;:@/?"
+"""What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
+
+_TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
+_BEARER: Final = b"bearer "
+
+
+@attrs.frozen
+class MappingLimits:
+    """Limits on what a request may hold.
+
+    Attributes:
+        max_depth: Nested arrays and maps in a body, 1 to 2000.
+        max_token_length: Bytes of an access token.
+    """
+
+    max_depth: int = attrs.field(
+        default=DEFAULT_MAX_DEPTH, validator=attrs.validators.in_(range(1, HIGHEST_MAX_DEPTH + 1))
+    )
+    max_token_length: int = attrs.field(default=4096, validator=attrs.validators.ge(1))
+
+
+DEFAULT_LIMITS: Final = MappingLimits()
+
+
+def decode_request(
+    code: int,
+    options: OptionPairs,
+    payload: bytes,
+    sticky: StickyState,
+    limits: MappingLimits = DEFAULT_LIMITS,
+) -> MatrixRequest:
+    """Map a whole CoAP request, and remember in `sticky` what it says for later ones.
+
+    What is sticky holds from this request on, even if the request itself is then refused for another
+    reason: the client has sent it, and will not send it again.
+
+    Args:
+        code: CoAP request code.
+        options: All options as (number, value) pairs.
+        payload: The whole body; empty for none.
+        sticky: The state of this association; changed in place.
+        limits: What a body may hold.
+
+    Raises:
+        MappingError: the request cannot be served; its `reply` says how to write the answer.
+    """
+    pairs = list(options)
+    try:
+        return _decode_request(code, pairs, payload, sticky, limits)
+    except MappingError as error:
+        error.reply = _error_reply(pairs, payload, sticky)
+        raise
+
+
+def _decode_request(
+    code: int, pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState, limits: MappingLimits
+) -> MatrixRequest:
+    token = first(pairs, ACCESS_TOKEN)
+    if token is not None:
+        sticky.token = _read_token(token, limits.max_token_length)
+    key_version = first_uint(pairs, KEY_VERSION)
+    if key_version is not None:
+        sticky.announced_key_version = _check_key_version(key_version)
+    _check_critical(pairs)
+    method = codes.CODE_TO_METHOD.get(code)
+    if method is None:
+        raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
+    path = _read_path([value for number, value in pairs if number == URI_PATH])
+    query = _read_query([value for number, value in pairs if number == URI_QUERY])
+    accept = _read_accept(pairs)
+    body: Any = NO_BODY
+    body_format = FORMAT_CBOR
+    if payload:
+        content = read_body(payload, first_uint(pairs, CONTENT_FORMAT), limits.max_depth)
+        body, body_format = content.value, content.content_format
+        sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
+    reply = _reply_format(accept or body_format, sticky)
+    return MatrixRequest(method, path, query, body, sticky.token, reply)
+
+
+def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:
+    """The access token in force for a message: its own, or else the sticky one. Changes nothing.
+
+    Returns:
+        The token; None if there is none, or if the message carries one that cannot be used.
+    """
+    token = first(options, ACCESS_TOKEN)
+    if token is None:
+        return sticky.token
+    try:
+        return _read_token(token, MAX_UINT32)
+    except MappingError:
+        return None
+
+
+def _read_token(value: bytes, max_length: int) -> str | None:
+    """The token of option 256. An empty one means none: deployed clients log out that way.
+
+    Anything but visible ASCII is refused, so that a token can never break out of a header line.
+    """
+    if value[: len(_BEARER)].lower() == _BEARER:
+        value = value[len(_BEARER) :]
+    elif value.lower() == _BEARER.strip():
+        value = b""
+    if len(value) > max_length or not _TOKEN.match(value):
+        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, "The access token option holds no access token")
+    return value.decode("ascii") or None
+
+
+def _check_key_version(version: int) -> int:
+    """Option 257: 1 for the released table, 0 for text keys whatever the client sends itself."""
+    if version not in (0, KEY_VERSION_1):
+        raise MappingError(codes.BAD_OPTION, _INVALID_PARAM, "The only version of the CBOR keys here is 1")
+    return version
+
+
+def _check_critical(pairs: list[tuple[int, bytes]]) -> None:
+    """RFC 7252 section 5.4.1: a critical option that nobody serves is an error, never ignored."""
+    for number, _ in pairs:
+        if number & 1 and number not in HANDLED_CRITICAL:
+            raise MappingError(codes.BAD_OPTION, _UNRECOGNIZED, f"CoAP option {number} is not supported")
+
+
+def _read_path(values: list[bytes]) -> bytes:
+    """Uri-Path values -> percent-encoded path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
+    try:
+        segments = paths_v1.expand([value.decode("utf-8") for value in values])
+    except UnicodeDecodeError:
+        raise _no_such_path("Uri-Path is not UTF-8") from None
+    except UnknownPathError as error:
+        raise _no_such_path(str(error)) from None
+    if "." in segments or ".." in segments:
+        raise _no_such_path("Uri-Path may be neither . nor ..")
+    is_client_api = len(segments) > 2 and segments[:2] == ("_matrix", "client")
+    if not is_client_api and segments != (".well-known", "matrix", "client"):
+        raise _no_such_path("Only the Client-Server API is served over CoAP")
+    return "".join("/" + quote(segment, safe=_SEGMENT_SAFE) for segment in segments).encode("ascii")
+
+
+def _no_such_path(message: str) -> MappingError:
+    return MappingError(codes.NOT_FOUND, _UNRECOGNIZED, message)
+
+
+def _read_query(values: list[bytes]) -> bytes:
+    """Uri-Query values, each `name=value` or `name`, -> query string.
+
+    Literal as RFC 7252 section 6.4 has it, in which percent-encoding is undone before an option is
+    written: `%`, `&` and `+` on the wire mean themselves.
+    """
+    parts = []
+    for value in values:
+        try:
+            value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, "Uri-Query is not UTF-8") from None
+        parts.append("=".join(quote_from_bytes(part, safe=_QUERY_SAFE) for part in value.split(b"=", 1)))
+    return "&".join(parts).encode("ascii")
+
+
+def _read_accept(pairs: list[tuple[int, bytes]]) -> int | None:
+    accept = first_uint(pairs, ACCEPT)
+    if accept not in (None, FORMAT_CBOR, FORMAT_JSON):
+        raise MappingError(
+            codes.NOT_ACCEPTABLE, _INVALID_PARAM, "Answers come as 60 (CBOR) or 50 (JSON), nothing else"
+        )
+    return accept
+
+
+def _reply_format(content_format: int, sticky: StickyState) -> ReplyFormat:
+    return ReplyFormat(content_format, sticky.key_version if content_format == FORMAT_CBOR else None)
+
+
+def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState) -> ReplyFormat:
+    """How to answer a request that could not be read: as it asks, or in its own format, or else in CBOR."""
+    body_format = first_uint(pairs, CONTENT_FORMAT)
+    if payload and body_format is None:
+        body_format = sniff(payload)
+    wanted = first_uint(pairs, ACCEPT)
+    if wanted not in (FORMAT_CBOR, FORMAT_JSON):
+        wanted = body_format if payload else FORMAT_CBOR
+    return _reply_format(FORMAT_JSON if wanted == FORMAT_JSON else FORMAT_CBOR, sticky)
+
+
+def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
+    """Write an answer.
+
+    A status that can have a body always gets one: `{}` for an empty success, a Matrix error for an
+    empty failure. Max-Age is set only where it says something, from `retry_after`: an answer travels inside
+    one DTLS association, where nothing caches it.
+
+    Args:
+        response: The answer. Any status from 100 to 599 and beyond is mapped (see `codes`).
+        reply: From the request.
+
+    Returns:
+        Code, options, payload. 5.00 with M_UNKNOWN if the body is no JSON value.
+    """
+    code = codes.status_to_code(response.status)
+    if response.status in codes.BODILESS_STATUSES:
+        return code, [], b""
+    body = response.body
+    if body is NO_BODY:
+        body = _default_body(response.status, code)
+    try:
+        payload = write_body(body, reply)
+    except CborError:
+        code = codes.INTERNAL_SERVER_ERROR
+        payload = write_body(_error_body("M_UNKNOWN", "The answer cannot be written"), reply)
+    options = [(CONTENT_FORMAT, encode_uint(reply.content_format))]
+    if code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
+        options += _max_age(response)
+    return code, options, payload
+
+
+def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapTriple:
+    """Write the answer to a request that could not be mapped.
+
+    Args:
+        error: From `decode_request`, or made by the caller.
+        reply: How to write it; by default as the error itself says, or else in CBOR with text keys.
+    """
+    reply = reply or error.reply or ReplyFormat()
+    payload = write_body(_error_body(error.errcode, error.message), reply)
+    return error.code, [(CONTENT_FORMAT, encode_uint(reply.content_format))], payload
+
+
+def _error_body(errcode: str, message: str) -> dict[str, str]:
+    return {"errcode": errcode, "error": message}
+
+
+def _default_body(status: int, code: int) -> dict[str, str]:
+    if code >> 5 == 2:
+        return {}
+    if 300 <= status < 400:
+        return _error_body(
+            _UNRECOGNIZED, "The server answers with a redirect, which CoAP cannot carry; use HTTPS"
+        )
+    return _error_body("M_UNKNOWN", f"The server answers with HTTP status {status} and no body")
+
+
+def _max_age(response: MatrixResponse) -> list[tuple[int, bytes]]:
+    """Max-Age in whole seconds, rounded up (RFC 8516 section 3; RFC 7252 section 5.9.3.4)."""
+    retry_after = response.retry_after
+    if retry_after is None and isinstance(response.body, Mapping):
+        milliseconds = response.body.get("retry_after_ms")
+        if isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool):
+            retry_after = milliseconds / 1000
+    if retry_after is None or not math.isfinite(retry_after):
+        return []
+    return [(MAX_AGE, encode_uint(min(max(math.ceil(retry_after), 0), MAX_UINT32)))]
