@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
@@ -82,9 +83,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("The number is too large for a float")
+    return value
+
+
 def _read_json(payload: bytes, max_depth: int) -> Any:
     try:
-        value = json.loads(payload.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(payload.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise _too_deep() from None
     except ValueError:

@@ -115,7 +115,10 @@ def _parse(data: bytes, max_depth: int) -> Any:
     except cbor2.CBORDecodeError as error:
         if isinstance(error.__cause__, _TagRefusedError):
             raise CborError("CBOR tags stand for nothing in JSON", well_formed=True) from None
-        raise CborError(f"Not CBOR: {error}") from None
+        if isinstance(error, cbor2.CBORDecodeEOF):
+            raise CborError("The CBOR ends too early") from None
+        # cbor2's own message may quote a key of the body.
+        raise CborError(f"Not CBOR, or a key twice in a map, or more than {max_depth} levels") from None
     try:
         decoder.read(1)
     except cbor2.CBORDecodeEOF:

@@ -76,7 +76,7 @@ def encode_request(
     code = codes.METHOD_TO_CODE.get(method.upper())
     if code is None:
         raise _unsendable(f"Method {method} has no CoAP code")
-    raw_path, _, raw_query = (path.encode() if isinstance(path, str) else path).partition(b"?")
+    raw_path, _, raw_query = _to_bytes(path).partition(b"?")
     options = [(URI_PATH, segment) for segment in _write_path(raw_path, path_codes)]
     payload = b""
     if body is not NO_BODY:
@@ -94,6 +94,13 @@ def encode_request(
 
 def _unsendable(message: str) -> MappingError:
     return MappingError(codes.BAD_REQUEST, "M_INVALID_PARAM", message)
+
+
+def _to_bytes(path: str | bytes) -> bytes:
+    try:
+        return path.encode() if isinstance(path, str) else path
+    except UnicodeEncodeError:
+        raise _unsendable("A path with a lone surrogate is not Unicode") from None
 
 
 def _write_path(raw: bytes, path_codes: bool) -> list[bytes]:
