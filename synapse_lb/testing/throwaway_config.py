@@ -7,8 +7,6 @@ The configuration is written as JSON, which every YAML reader reads, so that no 
 from __future__ import annotations
 
 import base64
-import datetime
-import ipaddress
 import json
 import os
 import secrets
@@ -16,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+
+from synapse_lb.txdtls.certificates import generate_self_signed
 
 SERVER_NAME = "localhost"
 CONFIG = "homeserver.yaml"
@@ -150,31 +147,3 @@ def _write_keys(folder: Path, address: str) -> None:
 def _write_secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
-
-
-def generate_self_signed(names: list[str]) -> tuple[bytes, bytes]:
-    """A P-256 certificate for these DNS names and addresses, and its key, both PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    alternatives: list[x509.GeneralName] = []
-    for each in names:
-        try:
-            alternatives.append(x509.IPAddress(ipaddress.ip_address(each)))
-        except ValueError:
-            alternatives.append(x509.DNSName(each))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return certificate.public_bytes(pem), private
