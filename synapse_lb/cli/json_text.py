@@ -43,10 +43,16 @@ def format_json(value: Any, *, pretty: bool) -> str:
     Args:
         value: the value.
         pretty: indent for people; otherwise one line without spaces.
+
+    Raises:
+        JsonTextError: it is nested too deeply.
     """
-    if pretty:
-        return json.dumps(value, ensure_ascii=False, indent=2)
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        if pretty:
+            return json.dumps(value, ensure_ascii=False, indent=2)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        raise JsonTextError("nested too deeply") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
