@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What both directions and both roles of block-wise transfer share (RFC 7959): keys, sizes, option reading."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Final
+
+from attrs import frozen
+
+from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block, largest_szx
+from synapse_lb.coap.message import Message
+from synapse_lb.coap.numbers import OptionNumber, Type
+from synapse_lb.coap.options import OptionPair, Options
+
+TRANSFER_OPTIONS: Final = (
+    OptionNumber.BLOCK1,
+    OptionNumber.BLOCK2,
+    OptionNumber.SIZE1,
+    OptionNumber.SIZE2,
+    OptionNumber.REQUEST_TAG,
+)
+"""Options that belong to the transfer, not to the request or the response that is transferred."""
+
+_UNKEYED_UPLOAD: Final = (
+    OptionNumber.BLOCK1,
+    OptionNumber.BLOCK2,
+    OptionNumber.OBSERVE,
+    OptionNumber.NO_RESPONSE,
+)
+_UNKEYED_DOWNLOAD: Final = (*_UNKEYED_UPLOAD, OptionNumber.ETAG, OptionNumber.CONTENT_FORMAT)
+_LONGEST_TOKEN: Final = bytes(8)
+_LONGEST_BLOCK: Final = Block(MAX_BLOCK_NUMBER, True, 0).encode()
+_PAYLOAD_MARKER_SIZE: Final = 1
+
+
+@frozen
+class BlockKey:
+    """What tells the blocks of one body from those of another of the same peer.
+
+    Attributes:
+        scope: In whose name the request is made, as the application says.
+        code: The method.
+        options: Those that are part of the key (RFC 7959 section 2.4, RFC 7252 section 5.6). Request-Tag is
+            among them (RFC 9175 section 3.3).
+    """
+
+    scope: Hashable
+    code: int
+    options: tuple[OptionPair, ...]
+
+
+def upload_key(scope: Hashable, code: int, options: Options, sticky: Iterable[int] = ()) -> BlockKey:
+    """Return the key of a request body (Block1).
+
+    Args:
+        scope: In whose name the request is made.
+        code: The method.
+        options: Of any of its blocks.
+        sticky: Options that a peer may leave out once it has sent them; `scope` covers what they mean.
+    """
+    return BlockKey(scope, code, options.cache_key(*_UNKEYED_UPLOAD, *sticky))
+
+
+def download_key(scope: Hashable, code: int, options: Options, sticky: Iterable[int] = ()) -> BlockKey:
+    """Return the key of a response body (Block2).
+
+    Unlike in `upload_key`, Content-Format is left out, since a client may drop it with the payload when it asks
+    for further blocks, and ETag, since a client may name the representation that it wants to go on with.
+
+    Args:
+        scope: In whose name the request is made.
+        code: The method.
+        options: Of the request for any of its blocks.
+        sticky: As in `upload_key`.
+    """
+    return BlockKey(scope, code, options.cache_key(*_UNKEYED_DOWNLOAD, *sticky))
+
+
+def read_block(options: Options, number: int) -> Block | None:
+    """Return the Block1 or Block2 option, or None if there is none.
+
+    Raises:
+        BlockOptionError: It has the reserved SZX 7.
+    """
+    value = options.get(number)
+    return None if value is None else Block.decode(value)
+
+
+def room_for_payload(
+    code: int,
+    options: Options,
+    block_option: int | None,
+    max_message_size: int,
+    token: bytes = _LONGEST_TOKEN,
+) -> int:
+    """Return how many bytes of payload fit beside the options in one message; negative if none do.
+
+    Args:
+        code: Of the message.
+        options: Of the message, without the block option.
+        block_option: Block1 or Block2, to be added to them; None for no such option.
+        max_message_size: Bytes.
+        token: Of the message, or one as long.
+
+    Raises:
+        OptionError: An option has no wire form.
+    """
+    if block_option is not None:
+        options = options.with_option(block_option, _LONGEST_BLOCK)
+    bare = len(Message(Type.CON, code, 0, token, options).encode())
+    return max_message_size - bare - _PAYLOAD_MARKER_SIZE
+
+
+def fitting_szx(code: int, options: Options, block_option: int, max_message_size: int) -> int | None:
+    """Return the size exponent of the largest block that fits in a message beside its options, or None if
+    none does."""
+    room = room_for_payload(code, options, block_option, max_message_size)
+    return None if room < 0 else largest_szx(room)

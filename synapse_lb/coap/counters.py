@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an endpoint has counted since it was made. Numbers only: no peer, no content."""
+
+from __future__ import annotations
+
+from attrs import define
+
+
+@define
+class Counters:
+    """Totals over all peers; each only grows.
+
+    Attributes:
+        datagrams_received: Datagrams taken in, bad ones included.
+        bytes_received: Their bytes.
+        datagrams_sent: Datagrams handed out to be sent.
+        bytes_sent: Their bytes.
+        malformed: Datagrams that were no CoAP message (RFC 7252 section 3).
+        unmatched: Acknowledgements, Resets and responses that belonged to nothing here.
+        resets_sent: Resets sent (section 4.2).
+        resets_received: Resets received that belonged to a message of ours.
+        duplicates: Messages that had been received before (section 4.5).
+        retransmissions: Confirmable messages sent again (section 4.2).
+        timeouts: Confirmable messages given up after all retransmissions.
+        requests_received: Whole requests handed to the application.
+        requests_refused: Requests that the endpoint answered itself, with an error.
+        requests_overload: Requests refused because the peer had too many open ones.
+        requests_cancelled: Requests whose application was told that no answer is needed.
+        responses_sent: Responses of the application that were sent.
+        responses_suppressed: Responses not sent because of No-Response (RFC 7967).
+        responses_undelivered: Responses rejected, or not acknowledged.
+        responses_too_large: Responses replaced by 5.00, since they exceeded a limit.
+        requests_sent: Requests begun in the client role; pings are not counted.
+        requests_failed: Requests of the client role that failed.
+        responses_received: Whole responses handed to the application.
+        blocks_received: Messages received with a block of a larger body (RFC 7959).
+        blocks_sent: Messages sent with a block of a larger body.
+        transfers_restarted: Downloads begun anew, since the representation had changed (section 2.4).
+        dedup_evictions: Entries of the duplicate table dropped before their time.
+        reassembly_evictions: Half-received request bodies dropped to make room.
+        reassembly_expirations: Half-received request bodies dropped after their lifetime.
+        snapshot_evictions: Response bodies dropped to make room.
+        snapshot_expirations: Response bodies dropped after their lifetime, fully fetched ones included.
+    """
+
+    datagrams_received: int = 0
+    bytes_received: int = 0
+    datagrams_sent: int = 0
+    bytes_sent: int = 0
+    malformed: int = 0
+    unmatched: int = 0
+    resets_sent: int = 0
+    resets_received: int = 0
+    duplicates: int = 0
+    retransmissions: int = 0
+    timeouts: int = 0
+    requests_received: int = 0
+    requests_refused: int = 0
+    requests_overload: int = 0
+    requests_cancelled: int = 0
+    responses_sent: int = 0
+    responses_suppressed: int = 0
+    responses_undelivered: int = 0
+    responses_too_large: int = 0
+    requests_sent: int = 0
+    requests_failed: int = 0
+    responses_received: int = 0
+    blocks_received: int = 0
+    blocks_sent: int = 0
+    transfers_restarted: int = 0
+    dedup_evictions: int = 0
+    reassembly_evictions: int = 0
+    reassembly_expirations: int = 0
+    snapshot_evictions: int = 0
+    snapshot_expirations: int = 0

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The state of one request and its response, and which changes of it are legal.
+
+An exchange is a whole request: the blocks of a body are no exchanges of their own. It holds state only; what is
+done with it is in `requester` and `responder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from attrs import define
+
+from synapse_lb.coap.block import Block
+from synapse_lb.coap.blockwise import BlockKey
+from synapse_lb.coap.deduplication import Seen
+from synapse_lb.coap.timers import Timer
+
+if TYPE_CHECKING:
+    from synapse_lb.coap.peers import PeerState
+    from synapse_lb.coap.reliability import Transmission
+    from synapse_lb.coap.transfer import Transfer
+
+
+class State(Enum):
+    """Where an exchange is."""
+
+    READY = "ready"
+    """Client: a message of the request is about to be sent."""
+    REQUESTING = "requesting"
+    """Client: a Confirmable request is sent, or queued, and not acknowledged."""
+    AWAITING = "awaiting"
+    """Client: the request is acknowledged, or Non-confirmable, and its response is to come."""
+    PINGING = "pinging"
+    """Client: an Empty Confirmable is sent."""
+    PROCESSING = "processing"
+    """Server: the application has the request; the peer has no sign of it yet."""
+    ACCEPTED = "accepted"
+    """Server: the application has the request, the peer an empty ACK."""
+    DELIVERING = "delivering"
+    """Server: the response is sent in a Confirmable message of its own."""
+    ENDED = "ended"
+    """Nothing will be sent or reported any more."""
+
+
+class Step(Enum):
+    """What happens to an exchange."""
+
+    SEND_CONFIRMABLE = "send confirmable"
+    SEND_NON_CONFIRMABLE = "send non-confirmable"
+    PING = "ping"
+    ACKNOWLEDGED = "acknowledged"
+    """The peer sent an empty ACK for our request."""
+    BLOCK_DONE = "block done"
+    """The peer answered with one block, or took one, and there are more."""
+    ACKNOWLEDGE = "acknowledge"
+    """We send an empty ACK for the peer's request."""
+    DELIVER = "deliver"
+    """We send the response separately and want it acknowledged."""
+    END = "end"
+
+
+#    our request                                        the peer's request
+#
+#      READY ---------------.                             PROCESSING -------------.
+#       |  ^    \            \                             |       \  piggybacked  \
+#  CON  |  |     \ NON        PINGING                  ACK |        \ or NON        \
+#       v  |      v            |                           v         v               |
+#   REQUESTING -> AWAITING     |                         ACCEPTED -> ENDED           |
+#       |     ACK  |           |                           |   NON    ^              |
+#       '------> ENDED <-------'                       CON '-> DELIVERING <----------'
+#
+#                                          (RFC 7252 sections 4.2, 4.3, 5.2.1 to 5.2.3)
+TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = MappingProxyType(
+    {
+        (State.READY, Step.SEND_CONFIRMABLE): State.REQUESTING,
+        (State.READY, Step.SEND_NON_CONFIRMABLE): State.AWAITING,
+        (State.READY, Step.PING): State.PINGING,
+        (State.READY, Step.END): State.ENDED,
+        (State.REQUESTING, Step.ACKNOWLEDGED): State.AWAITING,
+        (State.REQUESTING, Step.BLOCK_DONE): State.READY,
+        (State.REQUESTING, Step.END): State.ENDED,
+        (State.AWAITING, Step.BLOCK_DONE): State.READY,
+        (State.AWAITING, Step.END): State.ENDED,
+        (State.PINGING, Step.END): State.ENDED,
+        (State.PROCESSING, Step.ACKNOWLEDGE): State.ACCEPTED,
+        (State.PROCESSING, Step.END): State.ENDED,
+        (State.ACCEPTED, Step.DELIVER): State.DELIVERING,
+        (State.ACCEPTED, Step.END): State.ENDED,
+        (State.DELIVERING, Step.END): State.ENDED,
+    }
+)
+"""What may happen, and where it leads. What is absent must not happen."""
+
+
+class IllegalTransition(RuntimeError):
+    """A fault of this package: something was done to an exchange that its state does not allow."""
+
+
+@define(eq=False, kw_only=True)
+class Exchange:
+    """What both roles keep of a request.
+
+    Attributes:
+        id: Its number, never given out again.
+        peer: Whom it is with.
+        token: Of its current message, as the client chose it.
+        state: Where it is; changed by `advance` only.
+        timer: What it waits for, besides a retransmission.
+        transmission: Its Confirmable message that is not acknowledged yet.
+    """
+
+    id: int
+    peer: PeerState
+    token: bytes = b""
+    state: State
+    timer: Timer | None = None
+    transmission: Transmission | None = None
+
+    def advance(self, step: Step) -> None:
+        """Make a step.
+
+        Raises:
+            IllegalTransition: `TRANSITIONS` does not have it.
+        """
+        following = TRANSITIONS.get((self.state, step))
+        if following is None:
+            raise IllegalTransition(f"exchange {self.id}: {step.name} in state {self.state.name}")
+        self.state = following
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will be sent or reported any more."""
+        return self.state is State.ENDED
+
+
+@define(eq=False, kw_only=True)
+class ClientExchange(Exchange):
+    """A request of ours, or a ping.
+
+    Attributes:
+        transfer: The request and what has come of its response; None for a ping.
+        key: What its blocks would be known by to the peer, but for a Request-Tag; None for a ping.
+        confirmable: Whether its messages are Confirmable.
+    """
+
+    state: State = State.READY
+    transfer: Transfer | None = None
+    key: BlockKey | None = None
+    confirmable: bool = True
+
+
+@define(eq=False, kw_only=True)
+class ServerExchange(Exchange):
+    """A request of the peer.
+
+    Attributes:
+        message_id: Of the message that carried the request, or its last block.
+        confirmable: Whether that message was Confirmable.
+        seen: Its entry in the table of duplicates.
+        key: Under which the response is kept if it takes several blocks.
+        block1: The option to be repeated in the response, if the request came in blocks.
+        szx: Size exponent of the largest block that the client wants; None if it did not say.
+        wants_size: Whether the client asks for the size of the body (RFC 7959 section 4).
+        no_response: Value of the No-Response option (RFC 7967 section 2); 0 to send all responses.
+    """
+
+    state: State = State.PROCESSING
+    message_id: int
+    confirmable: bool
+    seen: Seen
+    key: BlockKey
+    block1: Block | None = None
+    szx: int | None = None
+    wants_size: bool = False
+    no_response: int = 0

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an endpoint keeps of each peer, made when it is needed and freed when nothing is pending."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from synapse_lb.coap.deduplication import DuplicateTable
+from synapse_lb.coap.events import Peer
+from synapse_lb.coap.rto import RetransmissionTimeout
+from synapse_lb.coap.timers import Timer
+
+if TYPE_CHECKING:
+    from synapse_lb.coap.exchange import ClientExchange, ServerExchange
+    from synapse_lb.coap.reliability import Transmission
+
+MAX_TOKEN_VALUE = 0xFFFF
+"""Tokens that we choose are numbers of one or two bytes; peers are associations, so nobody else can answer
+(RFC 7252 section 5.3.1)."""
+
+
+@define(eq=False)
+class PeerSettings:
+    """What is known of the way to a peer.
+
+    Attributes:
+        max_message_size: Bytes of the largest message that it can be sent.
+        rto: Its retransmission timeout.
+    """
+
+    max_message_size: int
+    rto: RetransmissionTimeout
+
+
+@define(eq=False)
+class PeerState:
+    """Everything that is under way with one peer.
+
+    Attributes:
+        peer: Who it is.
+        settings: What is known of the way to it.
+        next_message_id: For the next message of ours.
+        message_ids_until: Monotonic seconds; until then the message ids that were used must not be used again
+            (EXCHANGE_LIFETIME, RFC 7252 section 4.4).
+        last_token: The value of the token used last.
+        outstanding: Confirmable messages that are not acknowledged, by message id.
+        queue: Confirmable messages that wait for NSTART to let them go.
+        dedup: The messages that were received.
+        serving: Requests of the peer that are open, by token.
+        requesting: Requests of ours that are open, by the token of the current message.
+        pings: Pings that are not answered.
+        bodies: How many bodies are kept for it, half received or being fetched.
+        sweep: The timer that looks whether this can be freed.
+    """
+
+    peer: Peer
+    settings: PeerSettings
+    next_message_id: int
+    dedup: DuplicateTable
+    message_ids_until: float = 0.0
+    last_token: int = 0
+    outstanding: dict[int, Transmission] = field(factory=dict)
+    queue: deque[Transmission] = field(factory=deque)
+    serving: dict[bytes, ServerExchange] = field(factory=dict)
+    requesting: dict[bytes, ClientExchange] = field(factory=dict)
+    pings: int = 0
+    bodies: int = 0
+    sweep: Timer | None = None
+
+    def take_message_id(self, now: float, lifetime: float) -> int:
+        """Return the id for a new message (RFC 7252 section 4.4).
+
+        Args:
+            now: Monotonic seconds.
+            lifetime: Seconds for which it stays used.
+        """
+        message_id = self.next_message_id
+        while message_id in self.outstanding:
+            message_id = (message_id + 1) & 0xFFFF
+        self.next_message_id = (message_id + 1) & 0xFFFF
+        self.message_ids_until = max(self.message_ids_until, now + lifetime)
+        return message_id
+
+    def take_token(self) -> bytes:
+        """Return a token that none of our open requests to the peer has (RFC 7252 section 5.3.1)."""
+        while True:
+            self.last_token = self.last_token % MAX_TOKEN_VALUE + 1
+            token = self.last_token.to_bytes(1 if self.last_token < 256 else 2, "big")
+            if token not in self.requesting:
+                return token
+
+    @property
+    def active(self) -> bool:
+        """Whether something is under way that does not end by the mere passing of time."""
+        return bool(
+            self.serving or self.requesting or self.outstanding or self.queue or self.pings or self.bodies
+        )
+
+    def quiet_at(self) -> float:
+        """Return when, in monotonic seconds, nothing need be remembered any more if nothing happens."""
+        return max(self.message_ids_until, self.dedup.latest_expiry if len(self.dedup) else 0.0)

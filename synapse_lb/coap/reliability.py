@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Reliable transmission of Confirmable messages (RFC 7252 section 4.2) and its congestion control (section 4.7).
+
+Of each peer at most NSTART messages are outstanding; further ones wait in order. There are never more of them
+than open exchanges, which are bounded. The timeout follows the round trip (`rto`) and doubles with each
+retransmission. A small timeout must not make a short outage a failure: besides MAX_RETRANSMIT, an adaptive
+transmission uses up MAX_TRANSMIT_SPAN before it is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+
+from attrs import define
+
+from synapse_lb.coap.core import Core
+from synapse_lb.coap.message import Message
+from synapse_lb.coap.numbers import Code, is_request
+from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.timers import Timer
+
+
+class Outcome(Enum):
+    """How a transmission ended."""
+
+    ACKNOWLEDGED = "acknowledged"
+    RESET = "reset"
+    TIMED_OUT = "timed out"
+
+
+OnOutcome = Callable[[Outcome, "Message | None", float], None]
+"""Called with the outcome, the message that brought it (None for TIMED_OUT), and the time."""
+
+
+@define(eq=False)
+class Transmission:
+    """One Confirmable message on its way.
+
+    Attributes:
+        peer: To whom.
+        message: The message.
+        datagram: Its bytes.
+        on_outcome: Called once, unless it is stopped.
+        first_sent: Monotonic seconds.
+        timeout: Seconds from the last copy to the next.
+        retransmissions: Copies after the first.
+        timer: When the next copy is due; None while it is queued.
+    """
+
+    peer: PeerState
+    message: Message
+    datagram: bytes
+    on_outcome: OnOutcome
+    first_sent: float = 0.0
+    timeout: float = 0.0
+    retransmissions: int = 0
+    timer: Timer | None = None
+
+
+class ReliabilityLayer:
+    """Sends Confirmable messages until they are acknowledged, rejected or given up.
+
+    Args:
+        core: What the layers share.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def send(self, state: PeerState, message: Message, on_outcome: OnOutcome, now: float) -> Transmission:
+        """Send a Confirmable message, or queue it behind those that are outstanding.
+
+        Args:
+            state: To whom.
+            message: With a message id that `PeerState.take_message_id` gave out.
+            on_outcome: Told how it ended.
+            now: Monotonic seconds.
+
+        Raises:
+            MessageError: The message has no wire form.
+            OptionError: One of its options has none.
+        """
+        transmission = Transmission(state, message, message.encode(), on_outcome)
+        if len(state.outstanding) < self._core.tuning.nstart:
+            self._start(transmission, now)
+        else:
+            state.queue.append(transmission)
+        return transmission
+
+    def stop(self, transmission: Transmission | None, now: float) -> None:
+        """End a transmission whose outcome nobody waits for. None, and one that has ended, are left alone."""
+        if transmission is None:
+            return
+        state = transmission.peer
+        if state.outstanding.get(transmission.message.message_id) is transmission:
+            self._remove(transmission, now)
+        elif transmission in state.queue:
+            state.queue.remove(transmission)
+
+    def stop_all(self, state: PeerState) -> None:
+        """End all transmissions to a peer."""
+        state.queue.clear()
+        for transmission in state.outstanding.values():
+            self._core.timers.cancel(transmission.timer)
+        state.outstanding.clear()
+
+    def receive_acknowledgement(self, state: PeerState, message: Message, now: float) -> bool:
+        """Take in an ACK, empty or with a piggybacked response.
+
+        Returns:
+            Whether it belonged to a message of ours. A response whose token is not that of the request does
+            not (RFC 7252 section 5.3.2).
+        """
+        transmission = state.outstanding.get(message.message_id)
+        if transmission is None:
+            return False
+        sent = transmission.message
+        if message.code != Code.EMPTY and (not is_request(sent.code) or message.token != sent.token):
+            return False
+        # The peer may have held back an empty ACK for a request for as long as it liked (separate_after):
+        # that tells nothing of the way to it.
+        if not (message.code == Code.EMPTY and is_request(sent.code)):
+            self._measure(transmission, now)
+        self._remove(transmission, now)
+        transmission.on_outcome(Outcome.ACKNOWLEDGED, message, now)
+        return True
+
+    def receive_reset(self, state: PeerState, message: Message, now: float) -> bool:
+        """Take in a Reset; return whether it belonged to a Confirmable message of ours."""
+        transmission = state.outstanding.get(message.message_id)
+        if transmission is None:
+            return False
+        self._core.counters.resets_received += 1
+        self._measure(transmission, now)
+        self._remove(transmission, now)
+        transmission.on_outcome(Outcome.RESET, message, now)
+        return True
+
+    def _start(self, transmission: Transmission, now: float) -> None:
+        state = transmission.peer
+        state.outstanding[transmission.message.message_id] = transmission
+        transmission.first_sent = now
+        transmission.timeout = state.settings.rto.draw(self._core.random)
+        self._transmit(transmission, now)
+
+    def _transmit(self, transmission: Transmission, now: float) -> None:
+        self._core.send_datagram(transmission.peer.peer, transmission.datagram)
+        transmission.timer = self._core.timers.schedule(
+            now + transmission.timeout, lambda now: self._timed_out(transmission, now)
+        )
+
+    def _timed_out(self, transmission: Transmission, now: float) -> None:
+        rto = transmission.peer.settings.rto
+        if self._exhausted(transmission, now):
+            self._core.counters.timeouts += 1
+            self._remove(transmission, now)
+            transmission.on_outcome(Outcome.TIMED_OUT, None, now)
+            self._core.tend(transmission.peer, now)
+            return
+        transmission.timeout = rto.doubled(transmission.timeout)
+        rto.backed_off(transmission.timeout / self._core.tuning.ack_random_factor)
+        transmission.retransmissions += 1
+        self._core.counters.retransmissions += 1
+        self._transmit(transmission, now)
+
+    def _exhausted(self, transmission: Transmission, now: float) -> bool:
+        tuning = self._core.tuning
+        if transmission.retransmissions < tuning.max_retransmit:
+            return False
+        return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
+
+    def _measure(self, transmission: Transmission, now: float) -> None:
+        if transmission.retransmissions == 0:
+            transmission.peer.settings.rto.sample(now - transmission.first_sent)
+
+    def _remove(self, transmission: Transmission, now: float) -> None:
+        """Take a transmission out, and let the next one go."""
+        state = transmission.peer
+        self._core.timers.cancel(transmission.timer)
+        transmission.timer = None
+        del state.outstanding[transmission.message.message_id]
+        if state.queue and len(state.outstanding) < self._core.tuning.nstart:
+            self._start(state.queue.popleft(), now)

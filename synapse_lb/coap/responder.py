@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Server role: from the message of a request to the application and back (RFC 7252 section 5, RFC 7959).
+
+A request that is answered soon gets its response piggybacked on the ACK; else an empty ACK goes out and the
+response follows in a message of its own:
+
+    Client              Server
+       |                  |
+       |   CON [0x7a10]   |
+       | GET /temperature |
+       |   (Token 0x73)   |
+       +----------------->|
+       |                  |
+       |   ACK [0x7a10]   |
+       |<-----------------+
+       |                  |
+       ... Time Passes  ...
+       |                  |
+       |   CON [0x23bb]   |
+       |   2.05 Content   |
+       |   (Token 0x73)   |
+       |     "22.5 C"     |
+       |<-----------------+
+       |                  |
+       |   ACK [0x23bb]   |
+       +----------------->|
+       |                  |
+        (RFC 7252, figure 5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable
+
+from synapse_lb.coap.block import Block
+from synapse_lb.coap.blockwise import (
+    TRANSFER_OPTIONS,
+    BlockKey,
+    download_key,
+    fitting_szx,
+    read_block,
+    room_for_payload,
+    upload_key,
+)
+from synapse_lb.coap.core import Core
+from synapse_lb.coap.deduplication import Seen, digest_of
+from synapse_lb.coap.errors import (
+    BlockwiseError,
+    BodyTooLarge,
+    ExchangeUnknown,
+    MessageError,
+    ProxyingNotSupported,
+    RemoteError,
+    TooManyExchanges,
+    UnrecognizedOption,
+)
+from synapse_lb.coap.events import (
+    CancelReason,
+    CoapRequest,
+    CoapResponse,
+    Peer,
+    RequestCancelled,
+    RequestReceived,
+    ResponseUndelivered,
+)
+from synapse_lb.coap.exchange import ServerExchange, State, Step
+from synapse_lb.coap.message import Message
+from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response
+from synapse_lb.coap.options import (
+    Options,
+    strip_unrecognized_elective,
+    unrecognized_critical,
+)
+from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.reassembly import Reassembly
+from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
+from synapse_lb.coap.snapshots import Snapshot, Snapshots, etag_of
+
+OVERLOAD_MAX_AGE = 5
+"""s: Max-Age of the 5.03 that says that a peer has too many open requests (RFC 7252 section 5.9.3.4)."""
+
+METHODS = frozenset(range(Code.GET, Code.IPATCH + 1))
+"""The methods that are handed to the application; others get 4.05 (RFC 7252 section 5.8)."""
+
+
+class MethodUnknown(RemoteError):
+    """A request with a method that is not registered (RFC 7252 section 5.8)."""
+
+    wire_code = Code.METHOD_NOT_ALLOWED
+
+
+Scope = Callable[[Peer, Options], Hashable]
+
+
+class Responder:
+    """The server role of an endpoint.
+
+    Args:
+        core: What the layers share.
+        reliability: Sends Confirmable messages.
+        understood: Critical options that the application knows.
+        sticky: Options that a peer may leave out once it has sent them.
+        scope: In whose name a request is made.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        reliability: ReliabilityLayer,
+        understood: Collection[int],
+        sticky: Collection[int],
+        scope: Scope | None,
+    ) -> None:
+        self._core = core
+        self._counters = core.counters
+        self._reliability = reliability
+        self._understood = frozenset(understood)
+        self._sticky = frozenset(sticky)
+        self._scope = scope
+        self.reassembly = Reassembly(core)
+        self.snapshots = Snapshots(core)
+
+    # --- a request comes in ---
+
+    def receive(self, state: PeerState, message: Message, datagram: bytes, now: float) -> None:
+        """Take in the message of a request, or a copy of it (RFC 7252 section 4.5)."""
+        digest = digest_of(datagram)
+        seen = state.dedup.find(message.message_id, digest, now)
+        if seen is not None:
+            self._counters.duplicates += 1
+            if message.type is Type.CON and seen.reply is not None:
+                self._core.send_datagram(state.peer, seen.reply)
+            return
+        tuning = self._core.tuning
+        lifetime = tuning.exchange_lifetime if message.type is Type.CON else tuning.non_lifetime
+        seen = state.dedup.add(message.message_id, digest, lifetime, now)
+        self._supersede(state, message.token, now)
+        try:
+            self._process(state, message, seen, now)
+        except (RemoteError, TooManyExchanges) as error:
+            self._refuse(state, message, seen, error, now)
+
+    def _process(self, state: PeerState, message: Message, seen: Seen, now: float) -> None:
+        number = unrecognized_critical(message.options, self._understood)
+        if number is not None:
+            raise UnrecognizedOption(number)
+        options = strip_unrecognized_elective(message.options)
+        if OptionNumber.PROXY_URI in options or OptionNumber.PROXY_SCHEME in options:
+            raise ProxyingNotSupported("no forward-proxy")
+        if message.code not in METHODS:
+            raise MethodUnknown(f"method {code_to_text(message.code)} is not known")
+        scope = None if self._scope is None else self._scope(state.peer, options)
+        block1 = read_block(options, OptionNumber.BLOCK1)
+        block2 = read_block(options, OptionNumber.BLOCK2)
+        key = download_key(scope, message.code, options, self._sticky)
+        if block1 is None and block2 is not None and block2.number > 0:
+            self._counters.blocks_received += 1
+            self._serve_block(state, message, seen, key, block2, now)
+            return
+        payload = message.payload
+        first = options
+        if block1 is not None:
+            self._counters.blocks_received += 1
+            if block2 is not None and block2.number > 0:
+                raise BlockwiseError("a Block2 beyond the first with a Block1", Code.BAD_REQUEST)
+            upload = upload_key(scope, message.code, options, self._sticky)
+            whole = self.reassembly.take(state, upload, block1, options, payload, now)
+            block1 = Block(block1.number, block1.more, min(block1.szx, self._core.limits.block_szx))
+            if whole is None:
+                self._continue(state, message, seen, block1, now)
+                return
+            first, payload = whole
+        self._open(state, message, seen, key, options, block1, CoapRequest(message.code, first, payload), now)
+
+    def _open(
+        self,
+        state: PeerState,
+        message: Message,
+        seen: Seen,
+        key: BlockKey,
+        options: Options,
+        block1: Block | None,
+        request: CoapRequest,
+        now: float,
+    ) -> None:
+        """Make an exchange of a whole request and hand it to the application."""
+        if len(state.serving) >= self._core.limits.max_exchanges_per_peer:
+            raise TooManyExchanges("the peer has too many open requests")
+        block2 = read_block(options, OptionNumber.BLOCK2)
+        exchange = ServerExchange(
+            id=self._core.next_exchange(),
+            peer=state,
+            token=message.token,
+            message_id=message.message_id,
+            confirmable=message.type is Type.CON,
+            seen=seen,
+            key=key,
+            block1=block1,
+            szx=None if block2 is None else block2.szx,
+            wants_size=OptionNumber.SIZE2 in options,
+            no_response=options.get_uint(OptionNumber.NO_RESPONSE) or 0,
+        )
+        self._core.exchanges[exchange.id] = state.serving[message.token] = exchange
+        if exchange.confirmable:
+            self._core.later(
+                exchange, self._core.tuning.separate_after, lambda now: self._accept(exchange, now), now
+            )
+        self._counters.requests_received += 1
+        whole = CoapRequest(
+            request.code, request.options.without(*TRANSFER_OPTIONS), request.payload, exchange.confirmable
+        )
+        self._core.emit(RequestReceived(state.peer, exchange.id, whole))
+
+    def _supersede(self, state: PeerState, token: bytes, now: float) -> None:
+        """End the exchange whose token is used for something new (RFC 7252 section 5.3.1).
+
+        A response that was sent and not acknowledged has evidently come through.
+        """
+        exchange = state.serving.get(token)
+        if exchange is None:
+            return
+        if exchange.state is State.DELIVERING:
+            self._end(exchange, now)
+        else:
+            self._cancel(exchange, CancelReason.SUPERSEDED, now)
+
+    def _continue(self, state: PeerState, message: Message, seen: Seen, block1: Block, now: float) -> None:
+        options = Options().with_option(OptionNumber.BLOCK1, block1.encode())
+        self._reply(state, message, seen, Code.CONTINUE, options, b"", now, harmless=True)
+
+    def _serve_block(
+        self, state: PeerState, message: Message, seen: Seen, key: BlockKey, wanted: Block, now: float
+    ) -> None:
+        """Answer with a further block of a body that is kept."""
+        snapshot = self.snapshots.find(state, key)
+        block, payload = snapshot.cut(wanted.offset, min(wanted.szx, self._core.limits.block_szx))
+        options = snapshot.options.with_option(OptionNumber.BLOCK2, block.encode())
+        self._counters.blocks_sent += 1
+        self._reply(state, message, seen, snapshot.code, options, payload, now, harmless=True)
+        self.snapshots.served(snapshot, block, now)
+
+    def _refuse(
+        self,
+        state: PeerState,
+        message: Message,
+        seen: Seen,
+        error: RemoteError | TooManyExchanges,
+        now: float,
+    ) -> None:
+        """Answer a request that the application does not get to see."""
+        self._counters.requests_refused += 1
+        options = Options()
+        if isinstance(error, TooManyExchanges):
+            self._counters.requests_overload += 1
+            options = options.with_uint(OptionNumber.MAX_AGE, OVERLOAD_MAX_AGE)
+        elif isinstance(error, BodyTooLarge):
+            options = options.with_uint(OptionNumber.SIZE1, error.limit)
+        if message.type is Type.NON and isinstance(error, (UnrecognizedOption, TooManyExchanges)):
+            if isinstance(error, UnrecognizedOption):
+                self._core.send_reset(state.peer, message.message_id)
+            state.dedup.settle(seen, None)
+            return
+        code = Code.BAD_REQUEST if error.wire_code is None else error.wire_code
+        self._reply(state, message, seen, code, options, b"", now)
+
+    def _reply(
+        self,
+        state: PeerState,
+        request: Message,
+        seen: Seen,
+        code: int,
+        options: Options,
+        payload: bytes,
+        now: float,
+        *,
+        harmless: bool = False,
+    ) -> None:
+        """Answer a message at once, without an exchange."""
+        suppressed = request.options.get_uint(OptionNumber.NO_RESPONSE) or 0
+        if code != Code.CONTINUE and _suppresses(suppressed, code):
+            self._counters.responses_suppressed += 1
+            if request.type is Type.CON:
+                datagram = self._core.send(state.peer, Message(Type.ACK, 0, request.message_id))
+                state.dedup.settle(seen, datagram, harmless=harmless)
+            else:
+                state.dedup.settle(seen, None, harmless=harmless)
+            return
+        if request.type is Type.CON:
+            type_, message_id = Type.ACK, request.message_id
+        else:
+            type_, message_id = Type.NON, state.take_message_id(now, self._core.tuning.non_lifetime)
+        message = Message(type_, code, message_id, request.token, options, payload)
+        datagram = self._core.send(state.peer, message)
+        state.dedup.settle(seen, datagram if type_ is Type.ACK else None, harmless=harmless)
+
+    # --- the application answers ---
+
+    def acknowledge(self, exchange: int, now: float) -> None:
+        """Send the empty ACK now, if it is still to be sent (RFC 7252 section 5.2.2)."""
+        found = self._core.exchanges.get(exchange)
+        if isinstance(found, ServerExchange) and found.confirmable and found.state is State.PROCESSING:
+            self._accept(found, now)
+
+    def _accept(self, exchange: ServerExchange, now: float) -> None:
+        exchange.advance(Step.ACKNOWLEDGE)
+        self._core.timers.cancel(exchange.timer)
+        state = exchange.peer
+        datagram = self._core.send(state.peer, Message(Type.ACK, 0, exchange.message_id))
+        state.dedup.acknowledged(exchange.seen, datagram)
+
+    def respond(self, exchange: int, response: CoapResponse, now: float) -> PeerState:
+        """Send the response of the application.
+
+        Returns:
+            The peer.
+
+        Raises:
+            ExchangeUnknown: The exchange is not open, or has its response already.
+            MessageError: The code is no response code. The exchange stays open.
+            OptionError: An option of the response has no wire form. The exchange stays open.
+        """
+        found = self._core.exchanges.get(exchange)
+        if not isinstance(found, ServerExchange) or found.state is State.DELIVERING:
+            raise ExchangeUnknown(exchange)
+        if not is_response(response.code):
+            raise MessageError(f"{code_to_text(response.code)} is no response code")
+        if _suppresses(found.no_response, response.code):
+            self._counters.responses_suppressed += 1
+            if found.confirmable and found.state is State.PROCESSING:
+                self._accept(found, now)
+            self._end(found, now)
+            return found.peer
+        code, options, payload = self._first_block(found, response, now)
+        self._counters.responses_sent += 1
+        self._send_response(found, code, options, payload, now)
+        return found.peer
+
+    def _first_block(
+        self, exchange: ServerExchange, response: CoapResponse, now: float
+    ) -> tuple[int, Options, bytes]:
+        """Return what goes into the first message of a response; the whole body is kept if there are more."""
+        limits = self._core.limits
+        size = exchange.peer.settings.max_message_size
+        self.snapshots.discard(exchange.peer, exchange.key)
+        options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
+        first = options
+        if exchange.block1 is not None:
+            first = first.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
+        if exchange.wants_size:
+            first = first.with_uint(OptionNumber.SIZE2, len(response.payload))
+        szx = min(limits.block_szx, limits.block_szx if exchange.szx is None else exchange.szx)
+        if len(response.payload) <= 16 << szx and len(response.payload) <= room_for_payload(
+            response.code, first, None, size, exchange.token
+        ):
+            return response.code, first, response.payload
+        if OptionNumber.ETAG not in options:
+            etag = etag_of(response.payload)
+            options = options.with_option(OptionNumber.ETAG, etag)
+            first = first.with_option(OptionNumber.ETAG, etag)
+        fitting = fitting_szx(response.code, first, OptionNumber.BLOCK2, size)
+        if fitting is None or not self.snapshots.accepts(len(response.payload), min(szx, fitting)):
+            self._counters.responses_too_large += 1
+            return Code.INTERNAL_SERVER_ERROR, Options(), b""
+        snapshot = Snapshot(
+            peer=exchange.peer,
+            key=exchange.key,
+            size=len(response.payload),
+            code=response.code,
+            options=options,
+            payload=response.payload,
+            max_szx=fitting,
+        )
+        block, payload = snapshot.cut(0, szx)
+        self.snapshots.add(snapshot, now)
+        self._counters.blocks_sent += 1
+        return response.code, first.with_option(OptionNumber.BLOCK2, block.encode()), payload
+
+    def _send_response(
+        self, exchange: ServerExchange, code: int, options: Options, payload: bytes, now: float
+    ) -> None:
+        state, token, tuning = exchange.peer, exchange.token, self._core.tuning
+        if not exchange.confirmable:
+            message_id = state.take_message_id(now, tuning.non_lifetime)
+            self._core.send(state.peer, Message(Type.NON, code, message_id, token, options, payload))
+            self._end(exchange, now)
+        elif exchange.state is State.PROCESSING:
+            message = Message(Type.ACK, code, exchange.message_id, token, options, payload)
+            self._end(exchange, now, self._core.send(state.peer, message))
+        else:
+            message_id = state.take_message_id(now, tuning.exchange_lifetime)
+            message = Message(Type.CON, code, message_id, token, options, payload)
+            exchange.advance(Step.DELIVER)
+            exchange.transmission = self._reliability.send(state, message, self._delivery(exchange), now)
+
+    def _delivery(self, exchange: ServerExchange) -> OnOutcome:
+        def on_outcome(outcome: Outcome, _message: Message | None, now: float) -> None:
+            self._end(exchange, now)
+            if outcome is not Outcome.ACKNOWLEDGED:
+                self.snapshots.discard(exchange.peer, exchange.key)
+                self._undelivered(exchange)
+
+        return on_outcome
+
+    # --- the end ---
+
+    def drop(self, state: PeerState, now: float) -> None:
+        """End everything of a peer that has gone; its application is told."""
+        for exchange in list(state.serving.values()):
+            if exchange.state is State.DELIVERING:
+                self._end(exchange, now)
+                self._undelivered(exchange)
+            else:
+                self._cancel(exchange, CancelReason.PEER_GONE, now)
+        self.reassembly.discard_all(state)
+        self.snapshots.discard_all(state)
+
+    def _cancel(self, exchange: ServerExchange, reason: CancelReason, now: float) -> None:
+        self._end(exchange, now)
+        self._counters.requests_cancelled += 1
+        self._core.emit(RequestCancelled(exchange.peer.peer, exchange.id, reason))
+
+    def _undelivered(self, exchange: ServerExchange) -> None:
+        self._counters.responses_undelivered += 1
+        self._core.emit(ResponseUndelivered(exchange.peer.peer, exchange.id))
+
+    def _end(self, exchange: ServerExchange, now: float, reply: bytes | None = None) -> None:
+        """End an exchange; `reply` is what its request's copies will be answered with."""
+        exchange.advance(Step.END)
+        self._reliability.stop(exchange.transmission, now)
+        exchange.transmission = None
+        state = exchange.peer
+        state.dedup.settle(exchange.seen, reply)
+        if state.serving.get(exchange.token) is exchange:
+            del state.serving[exchange.token]
+        self._core.forget(exchange)
+
+
+def _suppresses(no_response: int, code: int) -> bool:
+    """Whether the value of No-Response says that responses of this class are not wanted (RFC 7967 section
+    2.1)."""
+    return bool(no_response >> ((code >> 5) - 1) & 1)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The retransmission timeout of one peer: RFC 6298, with the randomization of RFC 7252 section 4.2.
+
+Only strong samples count: the round trip of a message that was sent once (Karn's algorithm, RFC 6298
+section 3). A message that had to be repeated leaves its doubled timeout behind for those after it, until a
+strong sample comes (section 5, rules 5.5 to 5.7): on a link slower than the timeout there would never be one.
+"""
+
+from __future__ import annotations
+
+import random
+
+from synapse_lb.coap.tuning import Tuning
+
+_ALPHA = 1 / 8
+_BETA = 1 / 4
+_K = 4
+
+
+class RetransmissionTimeout:
+    """The measured round trip of a peer, and the timeout that follows from it.
+
+    Args:
+        tuning: Its bounds; with `adaptive_rto` off the timeout is always `ack_timeout`.
+    """
+
+    __slots__ = ("_rttvar", "_srtt", "_timeout", "_tuning")
+
+    def __init__(self, tuning: Tuning) -> None:
+        self._tuning = tuning
+        self._srtt: float | None = None
+        self._rttvar = 0.0
+        self._timeout = tuning.ack_timeout
+
+    @property
+    def smoothed_rtt(self) -> float | None:
+        """SRTT in seconds, or None before the first measurement (RFC 6298 section 2)."""
+        return self._srtt
+
+    @property
+    def timeout(self) -> float:
+        """The timeout in seconds, before randomization."""
+        return self._timeout
+
+    def seed(self, rtt: float) -> None:
+        """Take a round trip in seconds that another layer measured, unless there is one already."""
+        if self._srtt is None:
+            self.sample(rtt)
+
+    def sample(self, rtt: float) -> None:
+        """Take a strong sample in seconds (RFC 6298 section 2, rules 2.2 to 2.4)."""
+        if not self._tuning.adaptive_rto or rtt < 0:
+            return
+        if self._srtt is None:
+            self._srtt = rtt
+            self._rttvar = rtt / 2
+        else:
+            self._rttvar += _BETA * (abs(self._srtt - rtt) - self._rttvar)
+            self._srtt += _ALPHA * (rtt - self._srtt)
+        self._timeout = self._bounded(self._srtt + _K * self._rttvar)
+
+    def doubled(self, timeout: float) -> float:
+        """Return the timeout of the next transmission of a message (RFC 6298 rule 5.5, RFC 7252 4.2).
+
+        Args:
+            timeout: That of its last transmission, in seconds.
+        """
+        if not self._tuning.adaptive_rto:
+            return timeout * 2
+        return max(timeout, min(timeout * 2, self._tuning.max_rto))
+
+    def backed_off(self, timeout: float) -> None:
+        """Remember that a message had to be repeated and now waits for `timeout` seconds (rule 5.7)."""
+        if self._tuning.adaptive_rto:
+            self._timeout = max(self._timeout, self._bounded(timeout))
+
+    def draw(self, source: random.Random) -> float:
+        """Return the timeout for a new message, in seconds: between the timeout and ACK_RANDOM_FACTOR times
+        it."""
+        return self._timeout * source.uniform(1.0, self._tuning.ack_random_factor)
+
+    def _bounded(self, timeout: float) -> float:
+        return min(max(timeout, self._tuning.min_rto), self._tuning.max_rto)
