@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The client side: `connect` to a DTLS server (RFC 6347), one socket for each association."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+
+from synapse_lb.txdtls.client_protocol import ClientProtocol, format_address
+from synapse_lb.txdtls.context import ClientContext
+from synapse_lb.txdtls.errors import ConnectError, HandshakeTimeout, LocallyClosed, NetworkUnreachable
+from synapse_lb.txdtls.interfaces import AssociationHandler
+from synapse_lb.txdtls.options import ClientCounters, ClientOptions
+from synapse_lb.txdtls.resolve import resolve
+
+
+class ClientAssociation:
+    """An established association with a server; what `connect` gives.
+
+    Attributes:
+        association_id: The id in the handler's events; never reused in this process.
+        counters: Datagrams and bytes both ways, the handshake included.
+    """
+
+    def __init__(self, protocol: ClientProtocol) -> None:
+        self._protocol = protocol
+        self.association_id = protocol.association_id
+        self.counters = protocol.counters
+
+    def send(self, data: bytes) -> None:
+        """Send one message in one datagram.
+
+        Raises:
+            MessageTooLarge: It does not fit into one datagram.
+            AssociationGone: The association is over.
+            ValueError: The message is empty.
+        """
+        self._protocol.send(data)
+
+    def close(self) -> Deferred[None]:
+        """Close with close_notify; idempotent.
+
+        Returns:
+            Fires when the socket is closed.
+        """
+        return self._protocol.end(LocallyClosed("closed by this side"), notify=True)
+
+    def abort(self) -> Deferred[None]:
+        """Close without telling the peer; idempotent.
+
+        Returns:
+            Fires when the socket is closed.
+        """
+        return self._protocol.end(LocallyClosed("aborted by this side"), notify=False)
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can be sent."""
+        return not self._protocol.over
+
+    @property
+    def max_message_size(self) -> int:
+        """Bytes of the largest message that fits into one datagram."""
+        return self._protocol.association.max_message_size
+
+    @property
+    def rtt(self) -> float | None:
+        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated."""
+        return self._protocol.association.rtt
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the handshake resumed a session."""
+        return self._protocol.association.resumed
+
+    @property
+    def session(self) -> bytes | None:
+        """The session to give to a later `connect`; secret. Still there after the association is over."""
+        return self._protocol.session
+
+    @property
+    def certificate_sha256(self) -> str:
+        """SHA-256 fingerprint of the server's certificate, in the form of `sha256_fingerprint`."""
+        return self._protocol.certificate_sha256
+
+    @property
+    def cipher(self) -> str:
+        """OpenSSL's name of the cipher suite."""
+        return self._protocol.cipher
+
+    @property
+    def peer_address(self) -> IPv4Address | IPv6Address:
+        """The server's address."""
+        host, port = self._protocol.peer
+        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
+
+
+def connect(
+    reactor: Any,
+    host: str,
+    port: int,
+    *,
+    context: ClientContext,
+    server_name: str | None = None,
+    session: bytes | None = None,
+    options: ClientOptions | None = None,
+    handler: AssociationHandler,
+) -> Deferred[ClientAssociation]:
+    """Open an association with a DTLS server.
+
+    The addresses of the host are tried one after another. What the callback of the Deferred sends at once
+    leaves in the same datagram as the end of a resumed handshake.
+
+    Args:
+        reactor: Offers `IReactorTime`, `listenUDP` (see `DatagramReactor`) and, for names, `nameResolver`.
+        host: DNS name or IP address.
+        port: UDP port.
+        context: From `make_client_context`.
+        server_name: Name or IP address that the certificate has to name, and SNI; `host` by default.
+        session: `ClientAssociation.session` of an earlier association with this server, to resume it. Bytes
+            that are no session lead to a full handshake.
+        options: Limits and times.
+        handler: Receives the events once the association is established.
+
+    Returns:
+        Fires with the association, or fails with a `ConnectError`: `NameNotResolved`, `NetworkUnreachable`,
+        `HandshakeTimeout` or `HandshakeFailed`. Cancelling it gives up.
+    """
+    chosen = options or ClientOptions()
+    counters = ClientCounters()
+
+    def make_protocol(address: str, timeout: float) -> ClientProtocol:
+        return ClientProtocol(
+            reactor=reactor,
+            peer=(address, port),
+            context=context,
+            server_name=server_name or host,
+            session=session,
+            options=chosen,
+            handler=handler,
+            timeout=timeout,
+            counters=counters,
+        )
+
+    async def attempt() -> ClientAssociation:
+        deadline = reactor.seconds() + chosen.handshake_timeout
+        addresses = await resolve(reactor, host)
+        failure: ConnectError = HandshakeTimeout(f"no time left to connect to {host}")
+        for position, address in enumerate(addresses):
+            share = (deadline - reactor.seconds()) / (len(addresses) - position)
+            if share <= 0:
+                break
+            protocol = make_protocol(address, share)
+            try:
+                reactor.listenUDP(0, protocol, interface="::" if ":" in address else "")
+            except OSError as error:
+                failure = NetworkUnreachable(f"{format_address((address, port))}: {error}")
+                continue
+            try:
+                return ClientAssociation(await protocol.established)
+            except (NetworkUnreachable, HandshakeTimeout) as error:
+                failure = error
+        raise failure
+
+    return Deferred.fromCoroutine(attempt())

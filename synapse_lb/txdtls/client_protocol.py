@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The Twisted protocol under a client association: one socket, one handshake, then messages (RFC 6347)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import MessageLengthError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls.association import Association, Progress
+from synapse_lb.txdtls.certificates import fingerprint_of
+from synapse_lb.txdtls.context import ClientContext, is_ip_address, verify_server
+from synapse_lb.txdtls.errors import (
+    AssociationGone,
+    AssociationLost,
+    DTLSError,
+    HandshakeFailed,
+    HandshakeTimeout,
+    NetworkUnreachable,
+    PeerClosed,
+)
+from synapse_lb.txdtls.interfaces import AssociationHandler
+from synapse_lb.txdtls.options import ClientCounters, ClientOptions
+
+_log = Logger()
+_ids = itertools.count(1)
+_MINIMUM_DELAY = 0.001  # seconds; keeps a timer that OpenSSL calls due from spinning
+
+
+class ClientProtocol(DatagramProtocol):
+    """The protocol under a `ClientAssociation`; made by `client.connect`.
+
+    Args:
+        reactor: For timers.
+        peer: IP address and port of the server.
+        context: Settings.
+        server_name: What the certificate has to name.
+        session: A session to resume.
+        options: Limits and times.
+        handler: Receives the events once the association is established.
+        timeout: Seconds that the handshake may take.
+        counters: Shared by the attempts of one `connect`.
+    """
+
+    def __init__(
+        self,
+        *,
+        reactor: IReactorTime,
+        peer: tuple[str, int],
+        context: ClientContext,
+        server_name: str,
+        session: bytes | None,
+        options: ClientOptions,
+        handler: AssociationHandler,
+        timeout: float,
+        counters: ClientCounters,
+    ) -> None:
+        self.association_id = next(_ids)
+        self.counters = counters
+        self.peer = peer
+        self.session: bytes | None = None
+        self.certificate_sha256 = ""
+        self.cipher = ""
+        self.over = False
+        self.established: Deferred[ClientProtocol] = Deferred(self._cancelled)
+        self._reactor = reactor
+        self._verification = context.verification
+        self._server_name = server_name
+        self._handler = handler
+        self._timeout = timeout
+        self._reported = False
+        self._busy = False
+        self._timer: IDelayedCall | None = None
+        self._deadline: IDelayedCall | None = None
+        self._closing: Deferred[None] | None = None
+        self.association = Association(
+            _new_connection(context, options, server_name, session), mtu=options.mtu, join_application=True
+        )
+
+    # -- what Twisted calls
+
+    def startProtocol(self) -> None:
+        """The socket is open: send the ClientHello."""
+        transport: Any = self.transport
+        self._deadline = self._reactor.callLater(self._timeout, self._handshake_timed_out)
+        try:
+            transport.connect(*self.peer)
+        except OSError as error:
+            self._fail(NetworkUnreachable(f"{format_address(self.peer)}: {error.strerror or error}"))
+            return
+        self._apply(self.association.start())
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """Feed one datagram; never raises on bad input."""
+        self.counters.datagrams_received += 1
+        self.counters.bytes_received += len(datagram)
+        if self.over:
+            return
+        summary = records.inspect(datagram) if len(datagram) <= records.MAX_DATAGRAM else None
+        if summary is None:
+            self.counters.datagrams_malformed += 1
+            return
+        self._apply(self.association.receive(datagram, summary, self._reactor.seconds()))
+
+    def connectionRefused(self) -> None:
+        """ICMP said that nobody listens there.
+
+        That ends a handshake, but not an established association: the server may be restarting, and anybody
+        can forge ICMP.
+        """
+        self.counters.connections_refused += 1
+        if not self.over and not self._reported:
+            self._fail(NetworkUnreachable(f"nobody listens on {format_address(self.peer)}"))
+
+    # -- what ClientAssociation calls
+
+    def send(self, data: bytes) -> None:
+        """See `ClientAssociation.send`."""
+        if self.over:
+            raise AssociationGone("the association is over")
+        self.association.send(data)
+        self.counters.messages_sent += 1
+        if not self._busy:
+            self._flush()
+
+    def end(self, reason: AssociationLost, *, notify: bool) -> Deferred[None]:
+        """Stop everything and tell the handler."""
+        if not self.over:
+            if notify:
+                self.association.notify_close()
+                self._flush()
+            self._stop()
+            self._call(self._handler.association_lost, self.association_id, reason)
+        finished: Deferred[None] = Deferred()
+        closing = self._closing
+        if closing is None:
+            finished.callback(None)
+        else:
+            closing.addBoth(_pass_on, finished)
+        return finished
+
+    # -- steps
+
+    def _apply(self, progress: Progress) -> None:
+        """Report what a step brought, then send what is to be sent."""
+        self.counters.records_discarded += progress.discarded
+        self._busy = True
+        if progress.established:
+            self._on_established()
+        for message in progress.messages:
+            if self.over:
+                return
+            self.counters.messages_received += 1
+            self._call(self._handler.message_received, self.association_id, message)
+        self._busy = False
+        if self.over:
+            return
+        if progress.lost is not None:
+            self._lost(progress.lost)
+            return
+        self._flush()
+        if not self.over:
+            self._arm()
+
+    def _on_established(self) -> None:
+        connection = self.association.connection
+        try:
+            verify_server(connection, self._verification, self._server_name)
+        except HandshakeFailed as error:
+            self.association.notify_close()
+            self._flush()
+            self._fail(error)
+            return
+        certificate = connection.get_peer_certificate()
+        if certificate is not None:
+            self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
+        self.cipher = connection.get_cipher_name() or ""
+        self.session = binding.export_session(connection)
+        self._reported = True
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
+        self._call(self._handler.association_established, self.association_id)
+        if not self.over:
+            self.established.callback(self)
+        elif not self.established.called:
+            self.established.errback(AssociationGone("the handler closed the association"))
+
+    def _lost(self, reason: DTLSError) -> None:
+        if isinstance(reason, AssociationLost):
+            self.end(reason, notify=isinstance(reason, PeerClosed))
+            return
+        self._flush()  # the alert that says why
+        self._fail(reason)
+
+    def _fail(self, error: DTLSError) -> None:
+        """End an attempt that did not get as far as an association."""
+        if self.over:
+            return
+        self._stop()
+        if not self.established.called:
+            self.established.errback(error)
+
+    def _stop(self) -> None:
+        self.over = True
+        for timer in (self._timer, self._deadline):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._timer = self._deadline = None
+        self.association.release()
+        transport: Any = self.transport
+        if transport is not None:
+            self._closing = maybeDeferred(transport.stopListening)
+
+    def _cancelled(self, _: Deferred[ClientProtocol]) -> None:
+        if not self.over:
+            self._stop()
+
+    def _handshake_timed_out(self) -> None:
+        self._deadline = None
+        self._fail(HandshakeTimeout(f"no handshake with {format_address(self.peer)} in {self._timeout:g} s"))
+
+    def _retransmit(self) -> None:
+        self._timer = None
+        if not self.over:
+            self._apply(self.association.handle_timeout())
+
+    def _arm(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        delay = self.association.timeout()
+        self._timer = None
+        if delay is not None:
+            self._timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._retransmit)
+
+    def _flush(self) -> None:
+        transport: Any = self.transport
+        for datagram in self.association.take_datagrams(self._reactor.seconds()):
+            try:
+                transport.write(datagram)
+            except (OSError, MessageLengthError) as error:
+                self.counters.send_errors += 1
+                if not self._reported and isinstance(error, OSError):
+                    self._fail(NetworkUnreachable(f"{format_address(self.peer)}: {error.strerror or error}"))
+                    return
+                continue
+            self.counters.datagrams_sent += 1
+            self.counters.bytes_sent += len(datagram)
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception:
+            self.counters.handler_errors += 1
+            _log.failure("A handler of DTLS association events failed")
+
+
+def _new_connection(
+    context: ClientContext, options: ClientOptions, server_name: str, session: bytes | None
+) -> SSL.Connection:
+    connection = SSL.Connection(context.ssl_context, None)
+    connection.set_connect_state()
+    connection.set_ciphertext_mtu(options.mtu)
+    if not is_ip_address(server_name):  # RFC 6066 section 3: no literal addresses
+        connection.set_tlsext_host_name(server_name.encode("idna"))
+    if session is not None and not binding.import_session(connection, session):
+        _log.info("The DTLS session to resume is not usable; making a full handshake")
+    return connection
+
+
+def _pass_on(result: object, finished: Deferred[None]) -> object:
+    finished.callback(None)
+    return None if isinstance(result, Failure) else result
+
+
+def format_address(peer: tuple[str, int]) -> str:
+    """An address as it stands in a URI."""
+    host, port = peer
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Settings and counters of the server port and of the client."""
+
+from __future__ import annotations
+
+import attrs
+from attrs import validators
+
+DEFAULT_MTU = 1200
+"""Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
+
+_POSITIVE = validators.gt(0)
+
+
+@attrs.frozen(kw_only=True)
+class ServerOptions:
+    """Settings of a `DTLSServerPort`.
+
+    Attributes:
+        mtu: Largest datagram sent, bytes of UDP payload.
+        handshake_timeout: Seconds that a handshake may take once the address is proven.
+        idle_timeout: Seconds without an authentic record from the peer until its association is closed.
+        max_associations: Established associations kept (65-80 KB each). A new one beyond that evicts the one
+            that has been silent for longest, with close_notify.
+        max_half_open: Unfinished handshakes kept; one more evicts the oldest.
+        cookie_lifetime: Seconds until the cookie secret changes; a cookie is good for one to two of them.
+    """
+
+    mtu: int = attrs.field(default=DEFAULT_MTU, validator=[validators.ge(256), validators.le(16384)])
+    handshake_timeout: float = attrs.field(default=60.0, validator=_POSITIVE)
+    idle_timeout: float = attrs.field(default=86400.0, validator=_POSITIVE)
+    max_associations: int = attrs.field(default=5000, validator=_POSITIVE)
+    max_half_open: int = attrs.field(default=500, validator=_POSITIVE)
+    cookie_lifetime: float = attrs.field(default=300.0, validator=_POSITIVE)
+
+
+@attrs.frozen(kw_only=True)
+class ClientOptions:
+    """Settings of a client association.
+
+    Attributes:
+        mtu: Largest datagram sent, bytes of UDP payload.
+        handshake_timeout: Seconds until `connect` gives up, over all addresses of the host.
+    """
+
+    mtu: int = attrs.field(default=DEFAULT_MTU, validator=[validators.ge(256), validators.le(16384)])
+    handshake_timeout: float = attrs.field(default=60.0, validator=_POSITIVE)
+
+
+@attrs.define
+class TrafficCounters:
+    """Datagrams, bytes of UDP payload and messages both ways, and what was dropped on the way in.
+
+    Attributes:
+        datagrams_received: All datagrams that arrived.
+        bytes_received: Their bytes.
+        datagrams_sent: Datagrams handed to the network.
+        bytes_sent: Their bytes.
+        messages_received: Application messages handed to the handler.
+        messages_sent: Application messages encrypted.
+        datagrams_malformed: Dropped: no DTLS record at the start, or longer than any record.
+        records_discarded: Records to an established association which brought nothing: replays, bad MACs,
+            forged alerts, junk.
+        send_errors: Datagrams that the network layer refused.
+        handler_errors: Exceptions that a handler let out.
+    """
+
+    datagrams_received: int = 0
+    bytes_received: int = 0
+    datagrams_sent: int = 0
+    bytes_sent: int = 0
+    messages_received: int = 0
+    messages_sent: int = 0
+    datagrams_malformed: int = 0
+    records_discarded: int = 0
+    send_errors: int = 0
+    handler_errors: int = 0
+
+
+@attrs.define
+class ServerCounters(TrafficCounters):
+    """What a server port has seen.
+
+    Attributes:
+        hello_verify_requests: Cookies sent.
+        hellos_malformed: ClientHellos dropped: fragmented, cut short, or refused by OpenSSL.
+        hellos_duplicate: Late copies of the ClientHello of an established association.
+        datagrams_unknown: Records from addresses without an association; never answered.
+        handshakes_started: Handshakes with a proven address.
+        handshakes_completed: Of them, those that completed.
+        handshakes_resumed: Of the completed ones, those that resumed a session.
+        handshakes_failed: Ended by a fatal alert, sent or received.
+        handshakes_timed_out: Not completed in time.
+        handshakes_superseded: Given up because the same address started over.
+        handshakes_evicted: Given up because there were too many.
+        associations_replaced: The peer came back from the same address with a new handshake.
+        associations_closed_by_peer: close_notify received.
+        associations_idle: Closed after the idle timeout.
+        associations_evicted: Closed because there were too many.
+        associations_failed: Ended by a fatal error.
+    """
+
+    hello_verify_requests: int = 0
+    hellos_malformed: int = 0
+    hellos_duplicate: int = 0
+    datagrams_unknown: int = 0
+    handshakes_started: int = 0
+    handshakes_completed: int = 0
+    handshakes_resumed: int = 0
+    handshakes_failed: int = 0
+    handshakes_timed_out: int = 0
+    handshakes_superseded: int = 0
+    handshakes_evicted: int = 0
+    associations_replaced: int = 0
+    associations_closed_by_peer: int = 0
+    associations_idle: int = 0
+    associations_evicted: int = 0
+    associations_failed: int = 0
+
+
+@attrs.define
+class ClientCounters(TrafficCounters):
+    """What a client association has seen.
+
+    Attributes:
+        connections_refused: ICMP "port unreachable" reported by the socket.
+    """
+
+    connections_refused: int = 0

@@ -1,0 +1,431 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The server side: one UDP port, any number of DTLS associations (RFC 6347).
+
+    Client                                              Server
+    ClientHello             ------>                             no state, no OpenSSL object
+                            <------      HelloVerifyRequest     (36 bytes: never an amplifier)
+    ClientHello with cookie ------>                             address proven: handshake begins
+                            <------             ServerHello...
+    ...Finished             ------>
+                            <------                Finished     established: id handed out
+    records                 <----->                 records
+                            <----->      alert close_notify
+
+Whatever fits no association gets no answer at all: an answer would be an amplifier and a reset oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from OpenSSL import SSL
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import MessageLengthError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+
+from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls.association import Association, Progress
+from synapse_lb.txdtls.context import ServerContext
+from synapse_lb.txdtls.cookies import CookieClaim, CookieJar
+from synapse_lb.txdtls.errors import (
+    AssociationGone,
+    AssociationLost,
+    DTLSError,
+    Evicted,
+    IdleTimeout,
+    LocallyClosed,
+    PeerClosed,
+    Replaced,
+    ShutDown,
+)
+from synapse_lb.txdtls.interfaces import AssociationHandler
+from synapse_lb.txdtls.options import ServerCounters, ServerOptions
+from synapse_lb.txdtls.table import Address, AssociationTable, Entry
+
+_MINIMUM_DELAY = 0.001  # seconds; keeps a timer that OpenSSL calls due from spinning
+_MAX_HELLO_VERIFY_REQUEST = 4096
+
+
+class DTLSServerPort(DatagramProtocol):
+    """A Twisted protocol for `reactor.listenUDP` that serves DTLS 1.2.
+
+    Args:
+        context: Certificate and settings.
+        handler: Receives the events.
+        options: Limits and times.
+        reactor: For timers.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        *,
+        context: ServerContext,
+        handler: AssociationHandler,
+        options: ServerOptions | None = None,
+        reactor: IReactorTime,
+    ) -> None:
+        self.counters = ServerCounters()
+        self._handler = handler
+        self._options = options or ServerOptions()
+        self._reactor = reactor
+        self._table = AssociationTable()
+        self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
+        self._context = context
+        self._listener: SSL.Connection | None = None
+        self._sweep_timer: IDelayedCall | None = None
+        self._stopped = False
+
+    # -- what the owner calls
+
+    @property
+    def associations(self) -> int:
+        """Number of established associations."""
+        return self._table.established
+
+    @property
+    def handshakes(self) -> int:
+        """Number of unfinished handshakes."""
+        return self._table.handshakes
+
+    def send(self, association_id: int, data: bytes) -> None:
+        """Send one message in one datagram.
+
+        Raises:
+            MessageTooLarge: It does not fit into one datagram.
+            AssociationGone: There is no such established association.
+            ValueError: The message is empty.
+        """
+        entry = self._entry(association_id)
+        entry.association.send(data)
+        self.counters.messages_sent += 1
+        if not entry.busy:
+            self._flush(entry)
+
+    def close(self, association_id: int) -> None:
+        """Close with close_notify; nothing happens if there is no such association."""
+        entry = self._table.get(association_id)
+        if entry is not None:
+            self._end(entry, LocallyClosed("closed by this side"), notify=True)
+
+    def shutdown(self) -> None:
+        """Close every association with close_notify and cancel all timers; afterwards input is ignored."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for entry in self._table:
+            self._end(entry, ShutDown("the port was shut down"), notify=True)
+        self._listener = None
+        self._arm_sweep()
+
+    def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
+        """The client's address.
+
+        Raises:
+            AssociationGone: There is no such established association.
+        """
+        host, port = self._entry(association_id).address
+        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
+
+    def max_message_size(self, association_id: int) -> int:
+        """Bytes of the largest message that fits into one datagram.
+
+        Raises:
+            AssociationGone: There is no such established association.
+        """
+        return self._entry(association_id).association.max_message_size
+
+    def rtt(self, association_id: int) -> float | None:
+        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
+
+        Raises:
+            AssociationGone: There is no such established association.
+        """
+        return self._entry(association_id).association.rtt
+
+    def replace_context(self, context: ServerContext) -> None:
+        """Use another certificate for handshakes that begin from now on; associations stay.
+
+        Sessions of the old context cannot be resumed: their clients fall back to a full handshake.
+        """
+        self._context = context
+        self._listener = None
+
+    # -- what Twisted calls
+
+    def datagramReceived(self, datagram: bytes, addr: Address) -> None:
+        """Sort one datagram to where it belongs; never raises on bad input."""
+        self.counters.datagrams_received += 1
+        self.counters.bytes_received += len(datagram)
+        if self._stopped:
+            return
+        summary = records.inspect(datagram) if len(datagram) <= records.MAX_DATAGRAM else None
+        if summary is None:
+            self.counters.datagrams_malformed += 1
+        elif summary.client_hello:
+            self._hello_received(datagram, summary, addr)
+        else:
+            self._records_received(datagram, summary, addr)
+
+    def stopProtocol(self) -> None:
+        """The socket is closed: let go of everything."""
+        self.shutdown()
+
+    # -- handshakes
+
+    def _hello_received(self, data: bytes, summary: records.Datagram, address: Address) -> None:
+        hello = records.parse_client_hello(data)
+        if hello is None:
+            self.counters.hellos_malformed += 1
+            return
+        handshake = self._table.handshake_at(address)
+        if handshake is not None and handshake.client_random == hello.random:
+            self._feed(handshake, data, summary)
+            return
+        established = self._table.established_at(address)
+        if established is not None and established.client_random == hello.random:
+            self.counters.hellos_duplicate += 1
+            return
+        self._listen(hello, address)
+
+    def _listen(self, hello: records.ClientHello, address: Address) -> None:
+        """Answer with a cookie, or begin the handshake if the hello brings a good one."""
+        now = self._reactor.seconds()
+        self._jar.rotate(now)
+        listener = self._listener or self._new_connection()
+        self._listener = listener
+        listener.set_app_data(CookieClaim(self._jar, address, hello.parameters))
+        binding.clear_errors()
+        listener.bio_write(hello.record)
+        try:
+            listener.DTLSv1_listen()
+        except SSL.WantReadError:
+            self._answer_hello(listener, address)
+            return
+        except SSL.Error:
+            self._listener = None  # not known to be usable any more
+            self.counters.hellos_malformed += 1
+            return
+        finally:
+            binding.clear_errors()
+        self._listener = None
+        self._begin(listener, hello, address, now)
+
+    def _answer_hello(self, listener: SSL.Connection, address: Address) -> None:
+        try:
+            request = listener.bio_read(_MAX_HELLO_VERIFY_REQUEST)
+        except SSL.WantReadError:
+            self.counters.hellos_malformed += 1
+            return
+        self.counters.hello_verify_requests += 1
+        self._write(request, address)
+
+    def _begin(
+        self, connection: SSL.Connection, hello: records.ClientHello, address: Address, now: float
+    ) -> None:
+        superseded = self._table.handshake_at(address)
+        if superseded is not None:
+            self.counters.handshakes_superseded += 1
+            self._drop(superseded)
+        while self._table.handshakes >= self._options.max_half_open:
+            oldest = self._table.oldest_handshake()
+            if oldest is None:
+                break
+            self.counters.handshakes_evicted += 1
+            self._drop(oldest)
+        # The listener numbers its records from 1, see `records.shift_unencrypted`.
+        shift = max(0, hello.record_sequence - 1)
+        association = Association(connection, mtu=self._options.mtu, shift=shift)
+        entry = Entry(self._table.next_id(), association, address, hello.random, now)
+        self._table.add_handshake(entry)
+        self.counters.handshakes_started += 1
+        self._apply(entry, association.start())
+        self._arm_sweep()
+
+    def _new_connection(self) -> SSL.Connection:
+        connection = SSL.Connection(self._context.ssl_context, None)
+        connection.set_accept_state()
+        connection.set_ciphertext_mtu(self._options.mtu)
+        return connection
+
+    # -- records
+
+    def _records_received(self, data: bytes, summary: records.Datagram, address: Address) -> None:
+        handshake = self._table.handshake_at(address)
+        established = self._table.established_at(address)
+        if handshake is None and established is None:
+            self.counters.datagrams_unknown += 1
+            return
+        # While a client that came back shakes hands anew, records of either keys may arrive: the wrong
+        # association drops them silently.
+        if handshake is not None:
+            self._feed(handshake, data, summary)
+        if established is not None and (summary.encrypted or handshake is None):
+            self._feed(established, data, summary)
+
+    def _feed(self, entry: Entry, data: bytes, summary: records.Datagram) -> None:
+        if entry.association.gone:
+            return
+        self._apply(entry, entry.association.receive(data, summary, self._reactor.seconds()))
+
+    def _apply(self, entry: Entry, progress: Progress) -> None:
+        """Deliver what a step brought, then send what is to be sent."""
+        self.counters.records_discarded += progress.discarded
+        entry.busy = True
+        if progress.established:
+            self._promote(entry)
+        if progress.messages:
+            self._table.touch(entry, self._reactor.seconds())
+        for message in progress.messages:
+            if entry.association.gone:
+                return
+            self.counters.messages_received += 1
+            self._call(self._handler.message_received, entry.id, message)
+        entry.busy = False
+        if entry.association.gone:
+            return
+        if progress.lost is not None:
+            self._failed(entry, progress.lost)
+            return
+        self._flush(entry)
+        self._arm(entry)
+
+    def _promote(self, entry: Entry) -> None:
+        replaced = self._table.promote(entry, self._reactor.seconds())
+        self.counters.handshakes_completed += 1
+        self.counters.handshakes_resumed += entry.association.resumed
+        if replaced is not None:
+            self.counters.associations_replaced += 1
+            reason = Replaced("the peer made a new handshake from the same address")
+            replaced.association.release()
+            self._call(self._handler.association_lost, replaced.id, reason)
+        while self._table.established > self._options.max_associations:
+            silent = self._table.longest_silent()
+            if silent is None or silent is entry:
+                break
+            self.counters.associations_evicted += 1
+            self._end(silent, Evicted("too many associations; this one was silent for longest"), notify=True)
+        self._arm_sweep()
+        if not entry.association.gone:
+            self._call(self._handler.association_established, entry.id)
+
+    def _failed(self, entry: Entry, reason: DTLSError) -> None:
+        """An association ended by itself: answer with the alert that OpenSSL wrote, or with close_notify."""
+        if not isinstance(reason, AssociationLost):
+            self.counters.handshakes_failed += 1
+            self._flush(entry)
+            self._drop(entry)
+            return
+        if isinstance(reason, PeerClosed):
+            self.counters.associations_closed_by_peer += 1
+        else:
+            self.counters.associations_failed += 1
+        self._end(entry, reason, notify=isinstance(reason, PeerClosed))
+
+    # -- ends
+
+    def _end(self, entry: Entry, reason: AssociationLost, *, notify: bool) -> None:
+        """End an entry and tell the handler if it ever heard of it."""
+        if entry.association.gone:
+            return
+        established = entry.association.established
+        if notify:
+            entry.association.notify_close()
+        self._flush(entry)
+        self._drop(entry)
+        if established:
+            self._call(self._handler.association_lost, entry.id, reason)
+
+    def _drop(self, entry: Entry) -> None:
+        self._table.remove(entry)
+        if entry.timer is not None and entry.timer.active():
+            entry.timer.cancel()
+        entry.timer = None
+        entry.association.release()
+        if not self._table.handshakes and not self._table.established:
+            self._arm_sweep()
+
+    # -- timers
+
+    def _arm(self, entry: Entry) -> None:
+        """Have OpenSSL's retransmission timer of this handshake called when it is due."""
+        if entry.timer is not None and entry.timer.active():
+            entry.timer.cancel()
+        delay = entry.association.timeout()
+        entry.timer = None
+        if delay is not None:
+            entry.timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._timed_out, entry)
+
+    def _timed_out(self, entry: Entry) -> None:
+        entry.timer = None
+        if not entry.association.gone:
+            self._apply(entry, entry.association.handle_timeout())
+
+    def _arm_sweep(self) -> None:
+        """Keep one timer for the next handshake or idle timeout, and none when nothing can be due."""
+        due = [] if self._stopped else [moment for _, moment in self._deadlines()]
+        timer = self._sweep_timer
+        if timer is not None and timer.active():
+            if due and timer.getTime() <= min(due):
+                return
+            timer.cancel()
+        self._sweep_timer = None
+        if due:
+            delay = max(_MINIMUM_DELAY, min(due) - self._reactor.seconds())
+            self._sweep_timer = self._reactor.callLater(delay, self._sweep)
+
+    def _deadlines(self) -> list[tuple[Entry, float]]:
+        deadlines = []
+        handshake, silent = self._table.oldest_handshake(), self._table.longest_silent()
+        if handshake is not None:
+            deadlines.append((handshake, handshake.since + self._options.handshake_timeout))
+        if silent is not None:
+            deadlines.append((silent, silent.since + self._options.idle_timeout))
+        return deadlines
+
+    def _sweep(self) -> None:
+        self._sweep_timer = None
+        now = self._reactor.seconds()
+        while overdue := [entry for entry, moment in self._deadlines() if moment <= now]:
+            for entry in overdue:
+                if entry.association.established:
+                    self.counters.associations_idle += 1
+                    self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
+                else:
+                    self.counters.handshakes_timed_out += 1
+                    self._drop(entry)
+        self._arm_sweep()
+
+    # -- below and above
+
+    def _entry(self, association_id: int) -> Entry:
+        entry = self._table.get(association_id)
+        if entry is None:
+            raise AssociationGone(f"there is no association {association_id}")
+        return entry
+
+    def _flush(self, entry: Entry) -> None:
+        for datagram in entry.association.take_datagrams(self._reactor.seconds()):
+            self._write(datagram, entry.address)
+
+    def _write(self, datagram: bytes, address: Address) -> None:
+        if self.transport is None:
+            return
+        try:
+            self.transport.write(datagram, address)
+        except (OSError, MessageLengthError):
+            # UDP may lose anything: a full buffer or a missing route is a loss like any other.
+            self.counters.send_errors += 1
+            return
+        self.counters.datagrams_sent += 1
+        self.counters.bytes_sent += len(datagram)
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception:
+            self.counters.handler_errors += 1
+            self._log.failure("A handler of DTLS association events failed")

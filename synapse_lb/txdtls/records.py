@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""DTLS records without keys: split, pack, renumber, inspect, and read a ClientHello (RFC 6347 4.1, 4.2).
+
+    struct {                          |  struct {
+      ContentType type;        1 byte |    HandshakeType msg_type;      1 byte
+      ProtocolVersion version; 2      |    uint24 length;               3
+      uint16 epoch;            2      |    uint16 message_seq;          2
+      uint48 sequence_number;  6      |    uint24 fragment_offset;      3
+      uint16 length;           2      |    uint24 fragment_length;      3
+      opaque fragment[length];        |    body
+    } DTLSPlaintext;                  |  } Handshake;
+
+Everything here is pure, and nothing raises on bad input from the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+HEADER_SIZE = 13
+"""Bytes of a record header (RFC 6347 4.1)."""
+
+MAX_DATAGRAM = HEADER_SIZE + 16384 + 256
+"""Largest datagram looked at: one record of 2^14 bytes with its cipher expansion."""
+
+CHANGE_CIPHER_SPEC = 20
+ALERT = 21
+HANDSHAKE = 22
+APPLICATION_DATA = 23
+
+_CLIENT_HELLO = 1
+_HANDSHAKE_HEADER_SIZE = 12
+_RANDOM_SIZE = 32
+_SEQUENCE_MASK = (1 << 48) - 1
+
+
+def split_records(blob: bytes) -> list[bytes]:
+    """Split what OpenSSL wrote into whole records; a rest which is no whole record is left out."""
+    records = []
+    start = 0
+    while start + HEADER_SIZE <= len(blob):
+        end = start + HEADER_SIZE + int.from_bytes(blob[start + 11 : start + 13], "big")
+        if end > len(blob):
+            break
+        records.append(blob[start:end])
+        start = end
+    return records
+
+
+def pack_records(records: Sequence[bytes], mtu: int, *, join_application: bool) -> list[bytes]:
+    """Put whole records into as few datagrams as the MTU allows (RFC 6347 4.1.1).
+
+    A datagram ends after an application record, because deployed clients read one message per datagram.
+
+    Args:
+        records: Whole records in order.
+        mtu: Largest datagram in bytes.
+        join_application: Whether an application record may follow handshake records in one datagram.
+
+    Returns:
+        Datagrams, none longer than `mtu` unless a single record is.
+    """
+    datagrams: list[bytes] = []
+    current: list[bytes] = []
+    size = 0
+    for record in records:
+        application = record[0] == APPLICATION_DATA
+        if current and (size + len(record) > mtu or (application and not join_application)):
+            datagrams.append(b"".join(current))
+            current, size = [], 0
+        current.append(record)
+        size += len(record)
+        if application:
+            datagrams.append(b"".join(current))
+            current, size = [], 0
+    if current:
+        datagrams.append(b"".join(current))
+    return datagrams
+
+
+def shift_unencrypted(record: bytes, shift: int) -> bytes:
+    """Add `shift` to the sequence number of an epoch-0 record; records of other epochs stay.
+
+    After `DTLSv1_listen` OpenSSL numbers its ServerHello from 1, whatever number the ClientHello had. RFC 6347
+    4.2.1 wants the ClientHello's, and a client that has seen a higher one (it retransmitted its hello and got
+    several HelloVerifyRequests) takes number 1 for a replay. Epoch-0 headers are neither encrypted nor part of
+    the transcript, so they can be renumbered.
+    """
+    if not shift or record[3:5] != b"\0\0":
+        return record
+    sequence = (int.from_bytes(record[5:11], "big") + shift) & _SEQUENCE_MASK
+    return record[:5] + sequence.to_bytes(6, "big") + record[11:]
+
+
+@attrs.frozen
+class Datagram:
+    """What can be read off a received datagram without keys.
+
+    Attributes:
+        records: Number of whole records.
+        application: How many of them are encrypted application data.
+        ends_with_application: Whether the last one is.
+        encrypted: Whether any record is of an epoch above 0.
+        message_sequence: Highest message_seq of an unencrypted handshake message, or -1.
+        client_hello: Whether the first record starts a ClientHello (whole or a fragment).
+        size: Bytes of the whole records; what follows is no record.
+    """
+
+    records: int
+    application: int
+    ends_with_application: bool
+    encrypted: bool
+    message_sequence: int
+    client_hello: bool
+    size: int
+
+
+def inspect(data: bytes) -> Datagram | None:
+    """Look at the record headers of a received datagram.
+
+    Returns:
+        The summary, or None if the datagram does not begin with a whole record of a known type and version.
+    """
+    count = application = start = 0
+    last = -1
+    message_sequence = -1
+    encrypted = False
+    while start + HEADER_SIZE <= len(data):
+        end = start + HEADER_SIZE + int.from_bytes(data[start + 11 : start + 13], "big")
+        content_type = data[start]
+        if end > len(data) or not 20 <= content_type <= 23 or data[start + 1] != 0xFE:
+            break
+        if data[start + 3 : start + 5] != b"\0\0":
+            encrypted = True
+            application += content_type == APPLICATION_DATA
+        elif content_type == HANDSHAKE and end - start >= HEADER_SIZE + _HANDSHAKE_HEADER_SIZE:
+            sequence = int.from_bytes(data[start + 17 : start + 19], "big")
+            message_sequence = max(message_sequence, sequence)
+        last = content_type
+        count += 1
+        start = end
+    if not count:
+        return None
+    return Datagram(
+        records=count,
+        application=application,
+        ends_with_application=last == APPLICATION_DATA,
+        encrypted=encrypted,
+        message_sequence=message_sequence,
+        client_hello=_starts_client_hello(data),
+        size=start,
+    )
+
+
+def _starts_client_hello(data: bytes) -> bool:
+    return (
+        len(data) > HEADER_SIZE
+        and data[0] == HANDSHAKE
+        and data[3:5] == b"\0\0"
+        and data[HEADER_SIZE] == _CLIENT_HELLO
+    )
+
+
+@attrs.frozen
+class ClientHello:
+    """A ClientHello that came whole in one record (RFC 6347 4.2.1).
+
+    Attributes:
+        record: The record it came in, without anything that followed in the datagram.
+        record_sequence: Sequence number of that record.
+        random: The client's random, which names this handshake.
+        parameters: Version, random, session id, cipher suites and compression methods: what has to be the same
+            in the ClientHello with the cookie.
+        cookie: The cookie; empty in a first ClientHello.
+    """
+
+    record: bytes = attrs.field(repr=False)
+    record_sequence: int
+    random: bytes = attrs.field(repr=False)
+    parameters: bytes = attrs.field(repr=False)
+    cookie: bytes = attrs.field(repr=False)
+
+
+def parse_client_hello(data: bytes) -> ClientHello | None:
+    """Read the ClientHello at the start of a datagram.
+
+    Returns:
+        The hello, or None if it is fragmented (a fragment cannot be checked without keeping state), cut short
+        or otherwise not well formed.
+    """
+    if not _starts_client_hello(data) or len(data) < HEADER_SIZE + _HANDSHAKE_HEADER_SIZE:
+        return None
+    record = data[: HEADER_SIZE + int.from_bytes(data[11:13], "big")]
+    body = record[HEADER_SIZE + _HANDSHAKE_HEADER_SIZE :]
+    length = int.from_bytes(data[14:17], "big")
+    fragment_offset = int.from_bytes(data[19:22], "big")
+    fragment_length = int.from_bytes(data[22:25], "big")
+    if fragment_offset or fragment_length != length or len(body) != length:
+        return None
+    position = 2 + _RANDOM_SIZE
+    fields: list[bytes] = []
+    for width in (1, 1, 2, 1):  # session id, cookie, cipher suites, compression methods
+        field = _vector(body, position, width)
+        if field is None:
+            return None
+        fields.append(field)
+        position += len(field)
+    session_id, cookie, suites, compression = fields
+    return ClientHello(
+        record=record,
+        record_sequence=int.from_bytes(data[5:11], "big"),
+        random=body[2 : 2 + _RANDOM_SIZE],
+        parameters=body[: 2 + _RANDOM_SIZE] + session_id + suites + compression,
+        cookie=cookie[1:],
+    )
+
+
+def _vector(body: bytes, position: int, width: int) -> bytes | None:
+    """A variable-length vector with its length prefix of `width` bytes, or None if it is cut short."""
+    end = position + width + int.from_bytes(body[position : position + width], "big")
+    if position + width > len(body) or end > len(body):
+        return None
+    return body[position:end]

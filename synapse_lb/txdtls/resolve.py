@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Host names to IP addresses through the reactor, IPv4 and IPv6."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
+from zope.interface import implementer
+
+from synapse_lb.txdtls.context import is_ip_address
+from synapse_lb.txdtls.errors import NameNotResolved
+
+
+@implementer(IResolutionReceiver)
+class _Receiver:
+    """Collects the addresses of one name."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+        self.done: Deferred[list[str]] = Deferred(self._cancel)
+        self._resolution: IHostResolution | None = None
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        self._resolution = resolutionInProgress
+
+    def addressResolved(self, address: IAddress) -> None:
+        if isinstance(address, (IPv4Address, IPv6Address)) and address.host not in self.addresses:
+            self.addresses.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        if not self.done.called:
+            self.done.callback(self.addresses)
+
+    def _cancel(self, _: Deferred[list[str]]) -> None:
+        if self._resolution is not None:
+            self._resolution.cancel()
+
+
+async def resolve(reactor: Any, host: str) -> list[str]:
+    """Resolve a host.
+
+    Args:
+        reactor: Offers `nameResolver`; not needed for IP addresses.
+        host: DNS name or IP address, an IPv6 address also in brackets.
+
+    Returns:
+        At least one IP address, in the order in which to try them.
+
+    Raises:
+        NameNotResolved: The name has no address.
+    """
+    literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if is_ip_address(literal):
+        return [literal]
+    receiver = _Receiver()
+    reactor.nameResolver.resolveHostName(
+        receiver, literal, addressTypes=[IPv4Address, IPv6Address], transportSemantics="UDP"
+    )
+    addresses = await receiver.done
+    if not addresses:
+        raise NameNotResolved(f"the host name {literal} has no address")
+    return addresses
