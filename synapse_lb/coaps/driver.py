@@ -85,9 +85,8 @@ class EndpointDriver:
         self._flushing = True
         try:
             # Until nothing is left: an event's handler may have answered, and an answer may be an event.
-            while self._send_datagrams() or self._deliver_events():
-                if self._stopped:
-                    return
+            while not self.stopped and (self._send_datagrams() or self._deliver_events()):
+                pass
         finally:
             self._flushing = False
         self._arm()

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
@@ -52,12 +52,10 @@ except ImportError as error:
 
 __all__ = [
     "DEFAULT_BIND_ADDRESSES",
-    "ClientResource",
     "Config",
     "Homeserver",
     "LowBandwidthRequest",
     "PreserveLoggingContext",
-    "WellKnownClientResource",
     "check",
     "check_bind_error",
     "format_config_error",
@@ -181,6 +179,9 @@ def _inside_register_start(frame: FrameType | None) -> bool:
 _advertised: WeakKeyDictionary[HomeServerConfig, dict[str, Any]] = WeakKeyDictionary()
 """By homeserver (one process may run several): what its /versions says besides."""
 
+_claimed: WeakSet[HomeServer] = WeakSet()
+"""Homeservers that have a module of ours."""
+
 _original_versions: list[Callable[[VersionsRestServlet, SynapseRequest], Awaitable[tuple[int, Any]]]] = []
 
 
@@ -292,16 +293,6 @@ class Homeserver:
         self.api: Final = api
 
     @property
-    def synapse(self) -> HomeServer:
-        """Synapse's own object, to be handed back to Synapse."""
-        return self._hs
-
-    @property
-    def config(self) -> HomeServerConfig:
-        """Synapse's configuration, to be handed back to Synapse."""
-        return self._hs.config
-
-    @property
     def server_name(self) -> str:
         """The homeserver's name."""
         return self._hs.hostname
@@ -347,15 +338,18 @@ class Homeserver:
         """Bytes of JSON that Synapse takes as the body of a request."""
         return app_base.max_request_body_size(self._hs.config)
 
-    def site(self, *, tag: str, port: int, logger_name: str, tree: dict[str, Resource]) -> SynapseSite:
-        """Build what Synapse builds for each of its HTTP listeners.
+    def site(self, *, tag: str, port: int, logger_name: str) -> SynapseSite:
+        """Build what Synapse builds for each of its HTTP listeners, with the resources that are served here.
 
         Args:
             tag: its name in the access log and in log contexts.
             port: its port.
             logger_name: name of the logger of its access log.
-            tree: resources by path; everything else is Synapse's M_UNRECOGNIZED.
         """
+        tree: dict[str, Resource] = {
+            "/_matrix/client": ClientResource(self._hs),
+            "/.well-known/matrix/client": WellKnownClientResource(self._hs),
+        }
         config = TCPListenerConfig(
             port=port, bind_addresses=[], type="http", http_options=HttpListenerConfig(tag=tag)
         )
@@ -368,6 +362,20 @@ class Homeserver:
             max_request_body_size=self.max_request_body_size,
             reactor=self.reactor,
             hs=self._hs,
+        )
+
+    def request(self, channel: Any, site: SynapseSite) -> LowBandwidthRequest:
+        """Build a request, as Synapse does for each that comes in over HTTP.
+
+        Args:
+            channel: stands where Twisted's HTTP channel would.
+            site: what `site` returned.
+        """
+        return LowBandwidthRequest(
+            channel,
+            site,
+            our_server_name=self.server_name,
+            max_request_body_size=self.max_request_body_size,
         )
 
     def when_listening(self, mine: Callable[[object], bool], start: Callable[[], None]) -> None:
@@ -401,6 +409,16 @@ class Homeserver:
     def on_sighup(self, reload: Callable[[], None]) -> None:
         """Call `reload` when the process gets SIGHUP."""
         app_base.register_sighup(self._hs, reload)
+
+    def claim(self) -> None:
+        """Refuse to be there twice.
+
+        Raises:
+            ConfigError: another instance of the module serves this homeserver.
+        """
+        if self._hs in _claimed:
+            raise ConfigError("synapse_lb.LowBandwidthModule is there twice; remove one", ("modules",))
+        _claimed.add(self._hs)
 
     def advertise(self, content: dict[str, Any]) -> None:
         """Add `content` to the top level of ``/_matrix/client/versions``, whoever serves it."""

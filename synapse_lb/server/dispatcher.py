@@ -5,16 +5,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
 
-from synapse_lb.msc3079.mapping import MatrixRequest, MatrixResponse
+from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
+
+Address = IPv4Address | IPv6Address
+"""Where a client is."""
 
 
 class Dispatcher(Protocol):
     """Serves Matrix requests, wherever they come from."""
 
-    def dispatch(self, request: MatrixRequest, client: IAddress) -> Deferred[MatrixResponse]:
+    def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """Serve one request.
 
         Args:

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Matrix requests straight into Synapse's servlets, without HTTP and without JSON text in the answers.
+
+Each request is a `SynapseRequest` on a channel that goes nowhere, so that authentication, rate limits, log
+contexts, the access log, Prometheus metrics and cancellation are Synapse's own. The answer is the object that the
+servlet returned; what a servlet writes by itself is caught by the channel and read back.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
+from twisted.web.http_headers import Headers
+
+from synapse_lb.homeserver import answers, hooks
+from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
+from synapse_lb.server.dispatcher import Address
+
+PROTOCOL: Final = b"CoAP/1"
+"""What stands in the access log where HTTP/1.1 stands for HTTP (RFC 7252 section 3: version 1)."""
+
+MAX_CAPTURED: Final = 16 * 1024 * 1024
+"""Bytes of JSON that a servlet may write by itself; beyond it the answer is an error."""
+
+_NO_CONTENT: Final = frozenset({204, 304})
+
+
+class CaptureChannel:
+    """Stands where Twisted's HTTP channel would, and keeps what is written.
+
+    What is no JSON is refused at its headers: of a file that Synapse would stream, nothing is read.
+
+    Args:
+        site: the site whose resources serve the request.
+        peer: the client's address.
+        host: our address.
+        done: is fired with the response.
+    """
+
+    def __init__(self, site: Any, peer: Address, host: Address, done: Deferred[MatrixResponse]) -> None:
+        self.site = site
+        self.factory = site
+        self.transport = self
+        self.request: hooks.LowBandwidthRequest | None = None
+        self._peer = peer
+        self._host = host
+        self._done = done
+        self._written = bytearray()
+        self._unfit: str | None = None
+        self._refused: MatrixResponse | None = None
+        self._producer: Any = None
+
+    # What twisted.web.http.Request asks of its channel
+
+    def getPeer(self) -> Address:
+        """Return the client's address."""
+        return self._peer
+
+    def getHost(self) -> Address:
+        """Return our address."""
+        return self._host
+
+    def isSecure(self) -> bool:
+        """It came over DTLS."""
+        return True
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+        """Look at the headers before a body is written."""
+        request = self._served()
+        if request.answer is not None:
+            return
+        if 300 <= request.code < 400 and request.code not in _NO_CONTENT:
+            self._refuse(request, "a redirect")
+        else:
+            self._unfit = _unfit(request.responseHeaders)
+
+    def write(self, data: bytes) -> None:
+        """Keep a part of the body."""
+        if not data or self._refused is not None:
+            return
+        if self._unfit is not None:
+            self._refuse(self._served(), self._unfit)
+            return
+        if len(self._written) + len(data) > MAX_CAPTURED:
+            self._refuse(self._served(), "too large a body")
+            return
+        self._written += data
+
+    def writeSequence(self, parts: list[bytes]) -> None:
+        """Keep several parts of the body."""
+        for part in parts:
+            self.write(part)
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Let a producer write; one that waits to be asked is asked until it is done."""
+        self._producer = producer
+        while not streaming and self._producer is producer:
+            producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        """The producer is done."""
+        self._producer = None
+
+    def requestDone(self, request: hooks.LowBandwidthRequest) -> None:
+        """The answer is complete."""
+        if self._refused is not None:
+            self._answer(self._refused)
+        elif request.answer is not None:
+            status, body = request.answer
+            self._answer(_response(status, body, request.responseHeaders))
+        else:
+            self._answer(_captured(request.code, bytes(self._written), request.responseHeaders))
+
+    def loseConnection(self) -> None:
+        """Synapse ends what it refused before it reached a resource; what it wrote is the answer."""
+        if self._refused is None and self.request is not None and not self.request.finished:
+            self._answer(_captured(self.request.code, bytes(self._written), self.request.responseHeaders))
+
+    def forceAbortClient(self) -> None:
+        """A servlet failed in the middle of writing its answer."""
+        self._answer(MatrixResponse(500, answers.matrix_error("M_UNKNOWN", "Internal server error")))
+        self.client_gone()
+
+    abortConnection = forceAbortClient
+
+    # Ours
+
+    def client_gone(self) -> None:
+        """Tell Synapse that the client went away."""
+        request, self.request = self.request, None
+        if request is not None and not request.finished:
+            producer, self._producer = self._producer, None
+            request.connectionLost(Failure(ConnectionLost()))
+            if producer is not None:
+                producer.stopProducing()
+
+    def _served(self) -> hooks.LowBandwidthRequest:
+        assert self.request is not None
+        return self.request
+
+    def _refuse(self, request: hooks.LowBandwidthRequest, what: str) -> None:
+        status = request.code if request.code >= 400 else answers.NOT_CARRIED
+        request.setResponseCode(status)  # It is this one that the access log is to show.
+        self._written.clear()
+        self._refused = MatrixResponse(status, answers.not_carried(what))
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def _answer(self, response: MatrixResponse) -> None:
+        done = self._done
+        if done.called:
+            return
+        request = self.request
+        with hooks.PreserveLoggingContext():
+            done.callback(response)
+        # The caller has encoded it: those are the bytes that the access log is to show.
+        if request is not None and isinstance(done.result, int):
+            request.sentLength = done.result
+
+
+class SynapseDispatcher:
+    """Serves requests with the resources of a homeserver (a `Dispatcher` of `synapse_lb.server`).
+
+    Args:
+        homeserver: the homeserver.
+        tag: name of the listener in the access log.
+        host: our address.
+    """
+
+    def __init__(self, homeserver: hooks.Homeserver, *, tag: str, port: int, host: Address) -> None:
+        self._homeserver = homeserver
+        self._host = host
+        self._max_body = homeserver.max_request_body_size
+        self._site = homeserver.site(tag=tag, port=port, logger_name=f"synapse.access.coap.{tag}")
+
+    def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
+        """Serve one request in Synapse; see `Dispatcher.dispatch`."""
+        channel: CaptureChannel
+        done: Deferred[MatrixResponse] = Deferred(lambda _: channel.client_gone())
+        channel = CaptureChannel(self._site, client, self._host, done)
+        served = self._homeserver.request(channel, self._site)
+        channel.request = served
+        if request.body is not NO_BODY:
+            body = json.dumps(request.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            served.requestHeaders.setRawHeaders(b"Content-Type", [b"application/json"])
+            served.requestHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
+        else:
+            body = b""
+        served.content = io.BytesIO(body)
+        served.content.seek(0, io.SEEK_END)  # As Twisted's channel leaves it; Synapse compares the position.
+        if request.access_token is not None:
+            authorization = b"Bearer " + request.access_token.encode("ascii")
+            served.requestHeaders.setRawHeaders(b"Authorization", [authorization])
+        uri = request.path + (b"?" + request.query if request.query else b"")
+        served.requestReceived(request.method.encode("ascii"), uri, PROTOCOL)
+        return done
+
+
+def _unfit(headers: Headers) -> str | None:
+    """Say what a body is that a servlet starts to write by itself, if it is no JSON."""
+    content_type = (headers.getRawHeaders(b"Content-Type") or [b""])[0].split(b";")[0].strip().lower()
+    if content_type in (b"", b"application/json"):
+        return None
+    return "a web page" if content_type in (b"text/html", b"application/xhtml+xml") else "no JSON"
+
+
+def _captured(status: int, written: bytes, headers: Headers) -> MatrixResponse:
+    """Return the response that a servlet wrote by itself."""
+    if status in _NO_CONTENT:
+        return MatrixResponse(status, NO_BODY)
+    try:
+        body = json.loads(written) if written else {}
+    except ValueError:
+        return MatrixResponse(500, answers.matrix_error("M_UNKNOWN", "The answer is no valid JSON"))
+    return _response(status, body, headers)
+
+
+def _response(status: int, body: Any, headers: Headers) -> MatrixResponse:
+    if status in _NO_CONTENT:
+        return MatrixResponse(status, NO_BODY)
+    return MatrixResponse(status, body, _retry_after(body, headers))
+
+
+def _retry_after(body: Any, headers: Headers) -> float | None:
+    """Seconds until the client may try again: ``retry_after_ms`` of the body, or the header."""
+    milliseconds = body.get("retry_after_ms") if isinstance(body, dict) else None
+    if isinstance(milliseconds, int | float):
+        return max(0.0, milliseconds / 1000)
+    header = (headers.getRawHeaders(b"Retry-After") or [b""])[0]
+    return float(header) if header.isdigit() else None

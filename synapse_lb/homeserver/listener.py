@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One ``- type: lowbandwidth`` listener at work: its UDP ports, their gateways, its certificate."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any, Final
+
+from attrs import frozen
+from synapse.module_api.errors import ConfigError
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import CannotListenError
+
+from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver.certificates import CertificateSource
+from synapse_lb.homeserver.config import LowBandwidthListenerConfig
+from synapse_lb.homeserver.dispatch import SynapseDispatcher
+from synapse_lb.server.gateway import Gateway
+from synapse_lb.txdtls.port import DTLSServerPort
+
+logger = logging.getLogger(__name__)
+
+MAX_DATAGRAM: Final = 65535
+"""Bytes that are read from the socket at once: any UDP datagram, so that none is cut."""
+
+
+@frozen
+class BoundPort:
+    """One UDP socket with what serves it."""
+
+    address: str
+    transport: Any
+    dtls: DTLSServerPort
+    gateway: Gateway
+
+
+class Listener:
+    """Opens, reloads and closes what a listener's configuration asks for.
+
+    Args:
+        homeserver: the homeserver that serves the requests.
+        config: the listener.
+
+    Raises:
+        ConfigError: the certificate cannot be used.
+    """
+
+    def __init__(self, homeserver: hooks.Homeserver, config: LowBandwidthListenerConfig) -> None:
+        self.config: Final = config
+        self.ports: list[BoundPort] = []
+        self._homeserver = homeserver
+        self._certificate = CertificateSource(homeserver, config)
+        self._context = self._certificate.load()
+
+    def start(self) -> None:
+        """Open the ports.
+
+        Raises:
+            ConfigError: one cannot be opened; none is left open.
+        """
+        dispatcher = SynapseDispatcher(
+            self._homeserver, tag=self.config.tag, port=self.config.port, host=self._own_address()
+        )
+        try:
+            for address in self.config.bind_addresses:
+                self._bind(address, dispatcher)
+        except ConfigError:
+            self.stop()
+            raise
+        logger.info(
+            "Synapse now listening on UDP port %d (low bandwidth: CoAP over DTLS) on %s; "
+            "certificate %s, SHA-256 fingerprint %s",
+            self.config.port,
+            ", ".join(port.address for port in self.ports),
+            self._certificate.certificate_path,
+            self._context.fingerprint,
+        )
+
+    def reload(self) -> None:
+        """Load the certificate again; if it cannot be used, say so and keep the one in use."""
+        try:
+            context = self._certificate.load()
+        except ConfigError as error:
+            logger.error(
+                "Low-bandwidth listener on port %d keeps its certificate: %s", self.config.port, error.msg
+            )
+            return
+        self._context = context
+        for port in self.ports:
+            port.dtls.replace_context(context)
+        logger.info(
+            "Low-bandwidth listener on port %d has loaded its certificate; SHA-256 fingerprint %s",
+            self.config.port,
+            context.fingerprint,
+        )
+
+    def stop(self) -> None:
+        """Send close_notify to all clients and close the ports. Idempotent."""
+        ports, self.ports = self.ports, []
+        for port in ports:
+            port.dtls.shutdown()
+            port.gateway.shutdown()
+            port.transport.stopListening()
+
+    def _bind(self, address: str, dispatcher: SynapseDispatcher) -> None:
+        reactor = self._homeserver.reactor
+        gateway = Gateway(
+            dispatcher,
+            clock=reactor,
+            random=random.SystemRandom(),
+            tuning=self.config.tuning,
+            limits=self.config.limits,
+        )
+        dtls = DTLSServerPort(
+            context=self._context, handler=gateway, options=self.config.dtls, reactor=reactor
+        )
+        gateway.attach(dtls)
+        try:
+            transport = reactor.listenUDP(
+                self.config.port, dtls, interface=address, maxPacketSize=MAX_DATAGRAM
+            )
+        except CannotListenError as error:
+            try:
+                hooks.check_bind_error(error, address, self.config.bind_addresses)
+            except CannotListenError:
+                raise _cannot_listen(address, self.config.port, error) from None
+            return
+        self.ports.append(BoundPort(address, transport, dtls, gateway))
+
+    def _own_address(self) -> IPv4Address | IPv6Address:
+        address = self.config.bind_addresses[0]
+        kind = IPv6Address if ":" in address else IPv4Address
+        return kind("UDP", address, self.config.port)
+
+
+def _cannot_listen(address: str, port: int, error: CannotListenError) -> ConfigError:
+    reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
+    return ConfigError(
+        f"cannot listen on UDP port {port} of {address}: {reason}; stop what uses it, "
+        "or change port or bind_addresses of the listener",
+        ("listeners",),
+    )

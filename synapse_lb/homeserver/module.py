@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The Synapse module ``synapse_lb.LowBandwidthModule``.
+
+Importing this file teaches Synapse the listener type, which is early enough: Synapse reads ``modules`` before
+``listeners``. The module opens the listeners when Synapse opens its own, and closes them when Synapse stops.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
+
+from synapse_lb import __version__
+from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver.config import (
+    LISTENER_TYPE,
+    LowBandwidthListenerConfig,
+    ModuleConfig,
+    check_listeners,
+    parse_listener,
+    parse_module,
+)
+from synapse_lb.homeserver.listener import Listener
+from synapse_lb.homeserver.metrics import MetricsCollector
+from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
+
+logger = logging.getLogger(__name__)
+
+VERSIONS_KEY = "org.matrix.msc3079.low_bandwidth"
+"""At the top level of ``/_matrix/client/versions`` (MSC3079, "Versioning" and "Unstable prefix")."""
+
+PATH_CODES_VERSION = 1
+"""Of the table of path codes (MSC3079 appendix B)."""
+
+hooks.check()
+hooks.teach_listener_type(LISTENER_TYPE, parse_listener)
+
+
+class LowBandwidthModule:
+    """Serves MSC3079 on the listeners of type ``lowbandwidth``.
+
+    Args:
+        config: what `parse_config` returned.
+        api: Synapse's module API.
+
+    Raises:
+        ConfigError: the listeners collide, a certificate cannot be used, the module is there twice, or this
+            version of Synapse lacks something that is needed.
+    """
+
+    def __init__(self, config: ModuleConfig, api: ModuleApi) -> None:
+        self.listeners: list[Listener] = []
+        self._config = config
+        self._metrics: MetricsCollector | None = None
+        try:
+            self._homeserver = hooks.Homeserver(api)
+            self._set_up()
+        except ConfigError as error:
+            hooks.stop_starting_up(error)
+
+    @staticmethod
+    def parse_config(config: dict[str, Any]) -> ModuleConfig:
+        """Read the module's ``config``; Synapse calls this.
+
+        Raises:
+            ConfigError: what is wrong and where.
+        """
+        return parse_module(config)
+
+    def _set_up(self) -> None:
+        homeserver = self._homeserver
+        homeserver.claim()
+        mine = _of_ours(homeserver.listeners)
+        check_listeners(mine)
+        advertised = next(
+            (each for each in (*mine, *_of_ours(homeserver.main_listeners)) if each.advertise), None
+        )
+        if advertised is not None:
+            homeserver.advertise({VERSIONS_KEY: versions_content(advertised)})
+        if not mine:
+            if not homeserver.is_worker:
+                logger.warning(
+                    "The module synapse_lb.LowBandwidthModule is configured, but there is no listener "
+                    "of type %r in this process: it serves nothing",
+                    LISTENER_TYPE,
+                )
+            return
+        self.listeners = [Listener(homeserver, each) for each in mine]
+        homeserver.when_listening(lambda each: isinstance(each, LowBandwidthListenerConfig), self._start)
+        homeserver.on_shutdown(self._stop)
+        homeserver.on_sighup(self._reload)
+
+    def _start(self) -> None:
+        logger.info("synapse-lb %s", __version__)
+        try:
+            for listener in self.listeners:
+                listener.start()
+        except ConfigError as error:
+            self._stop()
+            hooks.stop_starting_up(error)
+        if self._config.metrics:
+            self._metrics = MetricsCollector(self._homeserver.server_name, self.listeners)
+            self._metrics.register()
+
+    def _reload(self) -> None:
+        for listener in self.listeners:
+            listener.reload()
+
+    def _stop(self) -> None:
+        """Close everything. Idempotent."""
+        for listener in self.listeners:
+            listener.stop()
+        if self._metrics is not None:
+            self._metrics.unregister()
+            self._metrics = None
+        self._homeserver.stop_advertising()
+
+
+def versions_content(listener: LowBandwidthListenerConfig) -> dict[str, int]:
+    """Return what ``/versions`` says of a listener (MSC3079, "Versioning"); no ``observe``: it is not served."""
+    return {
+        "dtls": listener.advertised_port,
+        "cbor_enum_version": KEY_VERSION_1,
+        "coap_enum_version": PATH_CODES_VERSION,
+    }
+
+
+def _of_ours(listeners: Any) -> list[LowBandwidthListenerConfig]:
+    return [each for each in listeners if isinstance(each, LowBandwidthListenerConfig)]

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""From an association's messages to Matrix requests and back (MSC3079 over RFC 7252 and RFC 7959).
+
+One gateway serves all associations of one UDP port. It owns the CoAP endpoint and its driver, and what is sticky
+on each association: the access token and the CBOR key version. Whoever serves the requests is a `Dispatcher`.
+
+    datagram -> DTLS port -> message_received -> Endpoint -> RequestReceived -> decode_request -> Dispatcher
+                                                                                                      |
+    datagram <- DTLS port <- driver <---------- Endpoint <- CoapResponse <--- encode_response <-------+
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable
+from typing import Protocol
+
+from attrs import define, field
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from synapse_lb.coap.endpoint import Endpoint
+from synapse_lb.coap.errors import ExchangeUnknown
+from synapse_lb.coap.events import (
+    CoapRequest,
+    CoapResponse,
+    Event,
+    Peer,
+    RequestCancelled,
+    RequestReceived,
+    ResponseUndelivered,
+)
+from synapse_lb.coap.options import Options
+from synapse_lb.coap.tuning import Limits, Tuning
+from synapse_lb.coaps.clock import Clock
+from synapse_lb.coaps.driver import EndpointDriver
+from synapse_lb.msc3079.errors import MappingError
+from synapse_lb.msc3079.mapping import decode_request, effective_token, encode_error, encode_response
+from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
+from synapse_lb.msc3079.options import KEY_VERSION
+from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.txdtls.errors import AssociationLost
+
+Encoded = tuple[int, list[tuple[int, bytes]], bytes]
+
+
+class SecurePort(Protocol):
+    """What the gateway asks of the DTLS port that hands it messages."""
+
+    def send(self, association_id: int, data: bytes) -> None:
+        """Send one message."""
+
+    def peer_address(self, association_id: int) -> Address:
+        """The address that the association is at now."""
+
+    def max_message_size(self, association_id: int) -> int:
+        """Bytes that fit into one message."""
+
+    def rtt(self, association_id: int) -> float | None:
+        """The round-trip time in seconds that the handshake measured."""
+
+
+@define
+class GatewayCounters:
+    """What a gateway has done since it was made."""
+
+    requests: int = 0
+    """Requests that were dispatched."""
+    refused: int = 0
+    """Requests that could not be understood as Matrix requests."""
+    responses: int = 0
+    """Responses that were handed to the endpoint."""
+    cancelled: int = 0
+    """Requests whose client went away before the response."""
+    undelivered: int = 0
+    """Responses that the client rejected or never acknowledged."""
+    failures: int = 0
+    """Requests that ended in an error of this program."""
+    response_bytes: int = 0
+    """Bytes of all response bodies."""
+
+
+@define
+class _Association:
+    address: Address
+    sticky: StickyState = field(factory=StickyState)
+
+
+@define
+class _Running:
+    """A request that was dispatched and not yet answered."""
+
+    deferred: Deferred[MatrixResponse]
+
+
+class Gateway:
+    """Serves the associations of one DTLS port (an ``AssociationHandler`` of `synapse_lb.txdtls`).
+
+    Args:
+        dispatcher: serves the requests.
+        clock: the reactor.
+        random: for message ids, tokens and jitter.
+        tuning: transmission parameters of the endpoint.
+        limits: bounds of the endpoint.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        *,
+        clock: Clock,
+        random: random.Random,
+        tuning: Tuning | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._port: SecurePort | None = None
+        self._associations: dict[int, _Association] = {}
+        self._running: dict[int, _Running] = {}
+        self.counters = GatewayCounters()
+        self.endpoint = Endpoint(
+            random=random,
+            tuning=tuning if tuning is not None else Tuning(),
+            limits=limits if limits is not None else Limits(),
+            understood=(KEY_VERSION,),
+            scope=self._scope,
+        )
+        self._driver = EndpointDriver(self.endpoint, clock, self._send, self._on_event)
+
+    def attach(self, port: SecurePort) -> None:
+        """Name the port that the associations belong to; to be done before the first of them."""
+        self._port = port
+
+    @property
+    def associations(self) -> int:
+        """How many associations there are."""
+        return len(self._associations)
+
+    @property
+    def running(self) -> int:
+        """How many requests are being served."""
+        return len(self._running)
+
+    @property
+    def send_failures(self) -> int:
+        """Datagrams that the port refused to send."""
+        return self._driver.send_failures
+
+    def shutdown(self) -> None:
+        """Cancel all requests that are being served and stop the timer. Idempotent."""
+        for association_id in list(self._associations):
+            self._forget(association_id)
+        self._driver.stop()
+
+    # What the DTLS port tells
+
+    def association_established(self, association_id: int) -> None:
+        """A client has completed its handshake."""
+        port = self._attached()
+        self._associations[association_id] = _Association(_plain(port.peer_address(association_id)))
+        self.endpoint.set_peer(
+            association_id,
+            max_message_size=port.max_message_size(association_id),
+            rtt=port.rtt(association_id),
+            now=self._driver.now(),
+        )
+        self._driver.flush()
+
+    def message_received(self, association_id: int, data: bytes) -> None:
+        """A client has sent a message."""
+        self._driver.receive(association_id, data)
+
+    def association_moved(self, association_id: int) -> None:
+        """A client has changed its address."""
+        association = self._associations.get(association_id)
+        if association is not None:
+            association.address = _plain(self._attached().peer_address(association_id))
+
+    def association_lost(self, association_id: int, reason: AssociationLost) -> None:
+        """A client has gone: what it asked for is cancelled and what it left behind forgotten."""
+        self._forget(association_id)
+
+    # What the endpoint tells
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, RequestReceived):
+            self._serve(event.peer, event.exchange, event.request)
+        elif isinstance(event, RequestCancelled):
+            self._cancel(event.exchange)
+        elif isinstance(event, ResponseUndelivered):
+            self.counters.undelivered += 1
+
+    def _send(self, peer: Peer, data: bytes) -> None:
+        assert isinstance(peer, int)
+        self._attached().send(peer, data)
+
+    def _scope(self, peer: Peer, options: Options) -> Hashable:
+        """Whose request it is: block-wise state of one user is never shown to another on the association.
+
+        Each block is a request, so what it carries is sticky from it on, not only from the whole request on.
+        """
+        association = self._associations.get(peer) if isinstance(peer, int) else None
+        if association is None:
+            return None
+        sticky = association.sticky
+        token = effective_token(options, sticky)
+        if token is not None:
+            sticky.token = token
+        version = options.get_uint(KEY_VERSION)
+        return token, sticky.announced_key_version if version is None else version
+
+    # One request
+
+    def _serve(self, peer: Peer, exchange: int, request: CoapRequest) -> None:
+        association = self._associations.get(peer) if isinstance(peer, int) else None
+        if association is None:
+            return
+        try:
+            matrix = decode_request(request.code, request.options, request.payload, association.sticky)
+        except MappingError as error:
+            self.counters.refused += 1
+            self._respond(exchange, encode_error(error))
+            return
+        if matrix.is_long_poll:
+            self.endpoint.acknowledge(exchange, self._driver.now())
+        self.counters.requests += 1
+        deferred = maybeDeferred(self._dispatcher.dispatch, matrix, association.address)
+        self._running[exchange] = _Running(deferred)
+        deferred.addErrback(self._failed)
+        deferred.addCallback(self._answer, association, exchange, matrix)
+        deferred.addErrback(lambda failure: self._log.failure("A response was lost", failure=failure))
+
+    def _failed(self, failure: Failure) -> MatrixResponse | None:
+        """The dispatcher itself failed; what servlets raise is a response."""
+        if failure.check(CancelledError):
+            return None
+        self.counters.failures += 1
+        self._log.failure("A request could not be dispatched", failure=failure)
+        return MatrixResponse(500, {"errcode": "M_UNKNOWN", "error": "Internal server error"})
+
+    def _answer(
+        self,
+        response: MatrixResponse | None,
+        association: _Association,
+        exchange: int,
+        request: MatrixRequest,
+    ) -> int:
+        """Send the response on its way; the number of bytes is for the dispatcher's logs."""
+        self._running.pop(exchange, None)
+        if response is None:
+            return 0
+        _note_token_ended(association.sticky, request, response)
+        encoded = encode_response(response, request.reply)
+        if encoded[0] >> 5 == 5 and response.status < 500:
+            self.counters.failures += 1
+            self._log.error("The answer to {request} could not be encoded", request=request)
+        return self._respond(exchange, encoded)
+
+    def _respond(self, exchange: int, encoded: Encoded) -> int:
+        code, options, payload = encoded
+        try:
+            self.endpoint.respond(
+                exchange, CoapResponse(code, Options.of(*options), payload), self._driver.now()
+            )
+        except ExchangeUnknown:
+            # Cancelled by the client, of which the event is on its way.
+            return 0
+        self.counters.responses += 1
+        self.counters.response_bytes += len(payload)
+        self._driver.flush()
+        return len(payload)
+
+    def _cancel(self, exchange: int) -> None:
+        running = self._running.pop(exchange, None)
+        if running is not None:
+            self.counters.cancelled += 1
+            running.deferred.cancel()
+
+    def _forget(self, association_id: int) -> None:
+        if self._associations.pop(association_id, None) is None:
+            return
+        self.endpoint.drop_peer(association_id, self._driver.now())
+        self._driver.flush()
+
+    def _attached(self) -> SecurePort:
+        assert self._port is not None, "attach() comes before the first association"
+        return self._port
+
+
+def _note_token_ended(sticky: StickyState, request: MatrixRequest, response: MatrixResponse) -> None:
+    """Forget a sticky token that has ended, unless the client has given another one meanwhile."""
+    if request.access_token is None or request.access_token != sticky.token:
+        return
+    logged_out = response.status == 200 and request.path.endswith((b"/logout", b"/logout/all"))
+    unknown = (
+        response.status == 401
+        and isinstance(response.body, dict)
+        and response.body.get("errcode") == "M_UNKNOWN_TOKEN"
+    )
+    if logged_out or unknown:
+        sticky.forget_token()
+
+
+def _plain(address: Address) -> Address:
+    """An IPv4 client of a dual-stack socket has its IPv4 address (RFC 4291 section 2.5.5.2)."""
+    if isinstance(address, IPv6Address) and address.host.startswith("::ffff:") and "." in address.host:
+        return IPv4Address(address.type, address.host.removeprefix("::ffff:"), address.port)
+    return address
