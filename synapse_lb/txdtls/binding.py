@@ -161,7 +161,7 @@ def import_session(connection: SSL.Connection, serialised: bytes) -> bool:
         clear_errors()
         return False
     session = _ffi.gc(session, _lib.SSL_SESSION_free)
-    accepted = _lib.SSL_set_session(_ssl_pointer(connection), session) == 1
+    accepted = bool(_lib.SSL_set_session(_ssl_pointer(connection), session) == 1)
     clear_errors()
     return accepted
 

@@ -114,7 +114,7 @@ def connect(
     leaves in the same datagram as the end of a resumed handshake.
 
     Args:
-        reactor: Offers `IReactorTime`, `listenUDP` (see `DatagramReactor`) and, for names, `nameResolver`.
+        reactor: Offers `Clock`, `listenUDP` (see `DatagramReactor`) and, for names, `nameResolver`.
         host: DNS name or IP address.
         port: UDP port.
         context: From `make_client_context`.

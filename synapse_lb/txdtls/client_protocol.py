@@ -10,7 +10,6 @@ from typing import Any
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -28,7 +27,7 @@ from synapse_lb.txdtls.errors import (
     NetworkUnreachable,
     PeerClosed,
 )
-from synapse_lb.txdtls.interfaces import AssociationHandler
+from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 
 _log = Logger()
@@ -54,7 +53,7 @@ class ClientProtocol(DatagramProtocol):
     def __init__(
         self,
         *,
-        reactor: IReactorTime,
+        reactor: Clock,
         peer: tuple[str, int],
         context: ClientContext,
         server_name: str,
@@ -79,8 +78,8 @@ class ClientProtocol(DatagramProtocol):
         self._timeout = timeout
         self._reported = False
         self._busy = False
-        self._timer: IDelayedCall | None = None
-        self._deadline: IDelayedCall | None = None
+        self._timer: Timer | None = None
+        self._deadline: Timer | None = None
         self._closing: Deferred[None] | None = None
         self.association = Association(
             _new_connection(context, options, server_name, session), mtu=options.mtu, join_application=True

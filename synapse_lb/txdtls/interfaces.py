@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.internet.protocol import DatagramProtocol
@@ -30,6 +31,30 @@ class AssociationHandler(Protocol):
         """The association is over; nothing can be sent on it any more."""
 
 
+class Timer(Protocol):
+    """A call that is due at some time; `twisted.internet.interfaces.IDelayedCall` without zope's signatures."""
+
+    def cancel(self) -> None:
+        """Do not make the call."""
+
+    def active(self) -> bool:
+        """Whether the call is still to be made."""
+
+    def getTime(self) -> float:
+        """When it is due, in the clock's seconds."""
+
+
+class Clock(Protocol):
+    """`twisted.internet.interfaces.IReactorTime`: a reactor or a `twisted.internet.task.Clock`."""
+
+    def seconds(self) -> float:
+        """Monotonic seconds."""
+
+    # The result is a Timer; Any, because Twisted declares its zope interface there.
+    def callLater(self, delay: float, callable: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `callable` after `delay` seconds; returns a `Timer`."""
+
+
 class DatagramTransport(Protocol):
     """The part of `twisted.internet.interfaces.IUDPTransport` that is used, for networks in memory."""
 
@@ -47,7 +72,7 @@ class DatagramTransport(Protocol):
 
 
 class DatagramReactor(Protocol):
-    """The part of a reactor that `connect` uses besides `IReactorTime` and `nameResolver`."""
+    """The part of a reactor that `connect` uses besides `Clock` and `nameResolver`."""
 
     def listenUDP(
         self, port: int, protocol: DatagramProtocol, interface: str = "", maxPacketSize: int = 8192

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from attrs import validators
 
 DEFAULT_MTU = 1200
 """Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
 
-_POSITIVE = validators.gt(0)
+_MTU = [validators.ge(256), validators.le(16384)]
+
+
+def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{attribute.name} must be greater than 0, not {value}")
 
 
 @attrs.frozen(kw_only=True)
@@ -26,12 +33,12 @@ class ServerOptions:
         cookie_lifetime: Seconds until the cookie secret changes; a cookie is good for one to two of them.
     """
 
-    mtu: int = attrs.field(default=DEFAULT_MTU, validator=[validators.ge(256), validators.le(16384)])
-    handshake_timeout: float = attrs.field(default=60.0, validator=_POSITIVE)
-    idle_timeout: float = attrs.field(default=86400.0, validator=_POSITIVE)
-    max_associations: int = attrs.field(default=5000, validator=_POSITIVE)
-    max_half_open: int = attrs.field(default=500, validator=_POSITIVE)
-    cookie_lifetime: float = attrs.field(default=300.0, validator=_POSITIVE)
+    mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
+    handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
+    idle_timeout: float = attrs.field(default=86400.0, validator=_positive)
+    max_associations: int = attrs.field(default=5000, validator=_positive)
+    max_half_open: int = attrs.field(default=500, validator=_positive)
+    cookie_lifetime: float = attrs.field(default=300.0, validator=_positive)
 
 
 @attrs.frozen(kw_only=True)
@@ -43,8 +50,8 @@ class ClientOptions:
         handshake_timeout: Seconds until `connect` gives up, over all addresses of the host.
     """
 
-    mtu: int = attrs.field(default=DEFAULT_MTU, validator=[validators.ge(256), validators.le(16384)])
-    handshake_timeout: float = attrs.field(default=60.0, validator=_POSITIVE)
+    mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
+    handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
 
 
 @attrs.define

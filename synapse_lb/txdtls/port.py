@@ -21,7 +21,6 @@ from collections.abc import Callable
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import MessageLengthError
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
@@ -40,7 +39,7 @@ from synapse_lb.txdtls.errors import (
     Replaced,
     ShutDown,
 )
-from synapse_lb.txdtls.interfaces import AssociationHandler
+from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport, Timer
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
@@ -66,7 +65,7 @@ class DTLSServerPort(DatagramProtocol):
         context: ServerContext,
         handler: AssociationHandler,
         options: ServerOptions | None = None,
-        reactor: IReactorTime,
+        reactor: Clock,
     ) -> None:
         self.counters = ServerCounters()
         self._handler = handler
@@ -76,7 +75,7 @@ class DTLSServerPort(DatagramProtocol):
         self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
         self._context = context
         self._listener: SSL.Connection | None = None
-        self._sweep_timer: IDelayedCall | None = None
+        self._sweep_timer: Timer | None = None
         self._stopped = False
 
     # -- what the owner calls
@@ -412,10 +411,11 @@ class DTLSServerPort(DatagramProtocol):
             self._write(datagram, entry.address)
 
     def _write(self, datagram: bytes, address: Address) -> None:
-        if self.transport is None:
+        transport: DatagramTransport | None = self.transport  # None once the socket is closed
+        if transport is None:
             return
         try:
-            self.transport.write(datagram, address)
+            transport.write(datagram, address)
         except (OSError, MessageLengthError):
             # UDP may lose anything: a full buffer or a missing route is a loss like any other.
             self.counters.send_errors += 1

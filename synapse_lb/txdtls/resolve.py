@@ -7,26 +7,23 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
-from zope.interface import implementer
 
 from synapse_lb.txdtls.context import is_ip_address
 from synapse_lb.txdtls.errors import NameNotResolved
 
 
-@implementer(IResolutionReceiver)
 class _Receiver:
-    """Collects the addresses of one name."""
+    """Collects the addresses of one name (the shape of `IResolutionReceiver`)."""
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
         self.done: Deferred[list[str]] = Deferred(self._cancel)
-        self._resolution: IHostResolution | None = None
+        self._resolution: Any = None
 
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+    def resolutionBegan(self, resolutionInProgress: Any) -> None:
         self._resolution = resolutionInProgress
 
-    def addressResolved(self, address: IAddress) -> None:
+    def addressResolved(self, address: object) -> None:
         if isinstance(address, (IPv4Address, IPv6Address)) and address.host not in self.addresses:
             self.addresses.append(address.host)
 

@@ -13,9 +13,9 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import attrs
-from twisted.internet.interfaces import IDelayedCall
 
 from synapse_lb.txdtls.association import Association
+from synapse_lb.txdtls.interfaces import Timer
 
 Address = tuple[str, int]
 
@@ -39,7 +39,7 @@ class Entry:
     address: Address
     client_random: bytes = attrs.field(repr=False)
     since: float
-    timer: IDelayedCall | None = None
+    timer: Timer | None = None
     busy: bool = False
 
 
