@@ -2,9 +2,6 @@
 #
 # Every command here does its own set-up in .venv (see tools/venv.sh). Nothing but Python 3.10+, bash and make is needed.
 
-# The oldest Synapse that is supported; `make test-oldest` runs the tests on it, setup.cfg states the same number.
-OLDEST_SYNAPSE = 1.150.0
-
 SHELL = /bin/bash
 PYTHON ?=
 export PYTHON
@@ -30,7 +27,7 @@ demo: venv ## watch two clients talk over CoAP to a real, throw-away Synapse
 test: venv ## lint, types and all tests, with the newest Synapse
 	@$(RUN) --name newest lint types tests=$(TESTS)
 
-test-oldest: venv-oldest ## all tests with the oldest supported Synapse
+test-oldest: venv-oldest ## all tests with the oldest supported Synapse and libraries
 	@$(VENV_OLDEST)/bin/python -m tools.checks --name oldest tests=$(TESTS)
 
 demo-check: venv ## the demo as a check: it must end well by itself
@@ -58,4 +55,4 @@ venv:
 	@tools/venv.sh $(VENV)
 
 venv-oldest:
-	@tools/venv.sh $(VENV_OLDEST) matrix-synapse==$(OLDEST_SYNAPSE)
+	@tools/venv.sh $(VENV_OLDEST) tools/oldest.txt

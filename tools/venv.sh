@@ -3,16 +3,16 @@
 #
 # Makes a virtual environment with this project in it, or does nothing if the one that is there is up to date.
 #
-#   tools/venv.sh FOLDER [PIP-REQUIREMENT...]
+#   tools/venv.sh FOLDER [CONSTRAINTS-FILE]
 #
 # PYTHON names the interpreter (default: the first of python3, python3.13 ... python3.10 that is new enough).
-# Up to date means: same interpreter, same setup.cfg, pyproject.toml and extra requirements as when it was made.
+# Up to date means: same interpreter, same setup.cfg, pyproject.toml and constraints as when it was made.
 # Only prebuilt wheels are installed, so no compiler is needed.
 
 set -eu
 cd "$(dirname "$0")/.."
 folder=$1
-shift
+constraints=${2:-}
 
 say() { printf '%s\n' "$*" >&2; }
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
@@ -35,11 +35,11 @@ fi
 
 # What the environment is made of; kept in it, and compared with next time.
 wanted=$(
-    "$python" - "$@" <<'END'
+    "$python" - setup.cfg pyproject.toml ${constraints:+"$constraints"} <<'END'
 import hashlib, pathlib, sys
 print(sys.base_prefix, sys.version.split()[0])
-print(hashlib.sha256(b"".join(pathlib.Path(n).read_bytes() for n in ("setup.cfg", "pyproject.toml"))).hexdigest())
-print(*sys.argv[1:])
+for name in sys.argv[1:]:
+    print(name, hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest())
 END
 )
 if [ -x "$folder/bin/python" ] && [ "$(cat "$folder/made-of" 2>/dev/null)" = "$wanted" ]; then
@@ -66,5 +66,5 @@ rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: --upgrade pip
 PYTHONWARNINGS=ignore "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-    --editable '.[server,dev]' "$@"
+    --editable '.[server,dev]' ${constraints:+--constraint "$constraints"}
 printf '%s\n' "$wanted" >"$folder/made-of"

@@ -46,6 +46,18 @@ def setup_cfg() -> configparser.ConfigParser:
     return parser
 
 
+def requirements() -> list[str]:
+    """What the package and its `server` extra demand, one requirement a line of setup.cfg."""
+    extras = setup_cfg()["options.extras_require"]
+    return (setup_cfg()["options"]["install_requires"] + extras["server"]).split("\n")[1:]
+
+
+def oldest() -> dict[str, str]:
+    """The versions in tools/oldest.txt."""
+    text = (ROOT / "tools" / "oldest.txt").read_text()
+    return dict(re.findall(r"^([\w-]+)==(\S+)$", text, re.MULTILINE))
+
+
 class LinksTests(SynchronousTestCase):
     """Links between the documents."""
 
@@ -104,15 +116,21 @@ class CommandsTests(SynchronousTestCase):
 class VersionsTests(SynchronousTestCase):
     """A version is said in several places and must be the same in all."""
 
+    def test_oldest(self) -> None:
+        """What is tested as the oldest version of each dependency is what the metadata demands."""
+        demanded = {}
+        for line in requirements():
+            name, _, rest = line.partition(" >= ")
+            demanded[re.sub(r"\[.*\]", "", name)] = rest.partition(",")[0]
+        for name, version in oldest().items():
+            self.assertRegex(version, rf"^{re.escape(demanded.pop(name))}(\.0)*$", name)
+        self.assertEqual(demanded, {})
+
     def test_oldest_synapse(self) -> None:
-        """What is tested as the oldest Synapse is what the metadata demands and the documents promise."""
-        found = re.search(r"^OLDEST_SYNAPSE = (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert found is not None
-        oldest = found[1]
-        short = oldest.removesuffix(".0")
-        self.assertIn(f"matrix-synapse >= {short},", setup_cfg()["options.extras_require"]["server"])
+        """The documents promise what is tested."""
+        short = oldest()["matrix-synapse"].removesuffix(".0")
         for name in ("README.md", "docs/install.md"):
-            self.assertIn(short, (ROOT / name).read_text(), name)
+            self.assertIn(f"Synapse {short}", (ROOT / name).read_text(), name)
 
     def test_pythons(self) -> None:
         """The Pythons of the classifiers are those that the README names, and the oldest is demanded."""
