@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.web.http_headers import Headers
 
+from synapse_lb.coaps.clock import Clock, Timer
 from synapse_lb.homeserver import answers, hooks
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
@@ -169,20 +170,36 @@ class SynapseDispatcher:
     Args:
         homeserver: the homeserver.
         tag: name of the listener in the access log.
+        port: its port.
         host: our address.
     """
 
     def __init__(self, homeserver: hooks.Homeserver, *, tag: str, port: int, host: Address) -> None:
         self._homeserver = homeserver
         self._host = host
-        self._max_body = homeserver.max_request_body_size
+        self._clock: Clock = homeserver.reactor
         self._site = homeserver.site(tag=tag, port=port, logger_name=f"synapse.access.coap.{tag}")
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
-        """Serve one request in Synapse; see `Dispatcher.dispatch`."""
+        """Serve one request in Synapse; see `Dispatcher.dispatch`.
+
+        It begins with the next turn of the reactor: the caller has its callbacks in place by then, so that the
+        access log line of an answer which needs no waiting can show its size too.
+        """
+        begin: Timer
         channel: CaptureChannel
-        done: Deferred[MatrixResponse] = Deferred(lambda _: channel.client_gone())
+
+        def client_gone(_: object) -> None:
+            if begin.active():
+                begin.cancel()
+            channel.client_gone()
+
+        done: Deferred[MatrixResponse] = Deferred(client_gone)
         channel = CaptureChannel(self._site, client, self._host, done)
+        begin = self._clock.callLater(0, self._begin, request, channel)
+        return done
+
+    def _begin(self, request: MatrixRequest, channel: CaptureChannel) -> None:
         served = self._homeserver.request(channel, self._site)
         channel.request = served
         if request.body is not NO_BODY:
@@ -198,7 +215,6 @@ class SynapseDispatcher:
             served.requestHeaders.setRawHeaders(b"Authorization", [authorization])
         uri = request.path + (b"?" + request.query if request.query else b"")
         served.requestReceived(request.method.encode("ascii"), uri, PROTOCOL)
-        return done
 
 
 def _unfit(headers: Headers) -> str | None:
