@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """JSON values as CBOR and back (RFC 8949), with the integer keys of MSC3079.
 
-Decoding lets cbor2 parse, with every tag refused and the depth bounded, and then walks the result once,
-without recursion, to check it and to give the keys their names.
+Both ways in one pass over an explicit stack: no depth, no declared length and no choice of keys by a peer
+makes them recurse, allocate or work more than the bytes themselves are worth. (General CBOR libraries
+build map keys of any type, whose hashes a peer can make collide, and recurse on the C stack.)
 
-Encoding is our own loop over an explicit stack: one pass, no copy of the value, and no depth at which it
-breaks (cbor2's recursion overflows the C stack on deeply nested values). Canonical output is that of RFC 7049
-section 3.9, which is what deployed clients produce: shortest heads and floats, definite lengths, keys
-sorted by the length of their encoding and then bytewise.
+Canonical output is that of RFC 7049 section 3.9, which is what deployed clients produce: shortest heads and
+floats, definite lengths, keys sorted by the length of their encoding and then bytewise (RFC 8949 section
+4.2.3 calls it length-first).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import attrs
-import cbor2
 
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.keys_v1 import INTEGER_TO_KEY, KEY_TO_INTEGER, KEY_VERSION_1
@@ -28,15 +26,15 @@ from synapse_lb.msc3079.keys_v1 import INTEGER_TO_KEY, KEY_TO_INTEGER, KEY_VERSI
 DEFAULT_MAX_DEPTH: Final = 100
 """Nested arrays and maps that a request may have. The deepest Matrix bodies in use have about ten."""
 
-HIGHEST_MAX_DEPTH: Final = 2000
-"""The largest depth that may be configured: cbor2 recurses on the C stack, some 100 bytes a level."""
-
 MAX_ENCODE_DEPTH: Final = 100_000
 """Levels at which an encoder gives up: nothing parsed from JSON is so deep, but a cycle is."""
 
 MIN_INTEGER: Final = -(2**63)
 MAX_INTEGER: Final = 2**64 - 1
 """The integers that CBOR and 64-bit readers share; others are refused, as bignums are tags."""
+
+
+__all__ = ["DEFAULT_MAX_DEPTH", "MAX_INTEGER", "MIN_INTEGER", "CborError", "Decoded", "decode", "encode"]
 
 
 @attrs.frozen
@@ -54,29 +52,21 @@ class Decoded:
 
 # --- decoding ---------------------------------------------------------------------------------------
 
+_UNSIGNED: Final = 0x00
+_NEGATIVE: Final = 0x20
+_TEXT: Final = 0x60
+_ARRAY: Final = 0x80
+_MAP: Final = 0xA0
+_TAG: Final = 0xC0
+"""Major types, in the place that they have in an initial byte (RFC 8949 section 3.1)."""
 
-class _TagRefusedError(Exception):
-    """Raised inside cbor2 for any tag."""
-
-
-def _refuse_tag(value: object, immutable: bool) -> NoReturn:
-    raise _TagRefusedError
-
-
-class _EveryTag(Mapping[int, Callable[[Any, bool], Any]]):
-    """Claims a handler for each tag, so that none of cbor2's own runs (regexes, dates, shared values)."""
-
-    def __getitem__(self, tag: int) -> Callable[[Any, bool], Any]:
-        return _refuse_tag
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-_EVERY_TAG: Final = _EveryTag()
+_MAJOR: Final = 0xE0
+_INFORMATION: Final = 0x1F
+_INDEFINITE: Final = 0x1F
+_LONG_TEXT: Final = _TEXT | 24
+_BREAK: Final = 0xFF
+_SIMPLE: Final[Mapping[int, bool | None]] = {0xF4: False, 0xF5: True, 0xF6: None}
+_FLOATS: Final = {0xF9: struct.Struct(">e"), 0xFA: struct.Struct(">f"), 0xFB: struct.Struct(">d")}
 
 
 def decode(data: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH) -> Decoded:
@@ -87,120 +77,183 @@ def decode(data: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH) -> Decoded:
       error: nobody can know what was meant, and a guess would be stored for good.
     * A float with an integral value within 64 bits becomes an integer, since deployed clients send every
       number as a float and Matrix has none. Others stay: Matrix's own rules decide about them.
-    * Indefinite lengths are accepted.
+    * Indefinite lengths and heads longer than need be are accepted.
+
+    Work and memory grow with the bytes that came, never with the lengths that they declare.
 
     Args:
         data: The body.
-        max_depth: Nested arrays and maps that are allowed, 1 to 2000.
+        max_depth: Nested arrays and maps that are allowed.
 
     Raises:
         CborError: `data` is not one well-formed item, or has tags, byte strings, undefined or other simple
             values, NaN or infinities, integers outside [-2**63, 2**64), keys that are neither text nor
             known integers, the same key twice, text that is not UTF-8, or more depth than allowed.
     """
-    value = _parse(data, max_depth)
-    root = [value]
-    used_integer_keys = _settle(root)
-    return Decoded(root[0], used_integer_keys)
-
-
-def _parse(data: bytes, max_depth: int) -> Any:
-    if not 1 <= max_depth <= HIGHEST_MAX_DEPTH:
-        raise ValueError(f"max_depth must be 1 to {HIGHEST_MAX_DEPTH}, not {max_depth}")
-    decoder = cbor2.CBORDecoder(
-        io.BytesIO(data), semantic_decoders=_EVERY_TAG, max_depth=max_depth, allow_duplicate_keys=False
-    )
+    parser = _Parser(data)
     try:
-        value = decoder.decode()
-    except cbor2.CBORDecodeError as error:
-        if isinstance(error.__cause__, _TagRefusedError):
-            raise CborError("CBOR tags stand for nothing in JSON", well_formed=True) from None
-        if isinstance(error, cbor2.CBORDecodeEOF):
-            raise CborError("The CBOR ends too early") from None
-        # cbor2's own message may quote a key of the body.
-        raise CborError(f"Not CBOR, or a key twice in a map, or more than {max_depth} levels") from None
-    try:
-        decoder.read(1)
-    except cbor2.CBORDecodeEOF:
-        return value
-    raise CborError("Bytes after the CBOR item")
+        value, end = parser.run(max_depth)
+    except (IndexError, struct.error):
+        raise CborError(_TOO_SHORT) from None
+    except UnicodeDecodeError:
+        raise CborError("Text that is not UTF-8") from None
+    if end != len(data):
+        raise CborError(_TOO_SHORT if end > len(data) else "Bytes after the CBOR item")
+    return Decoded(value, parser.used_integer_keys)
 
 
-def _settle(root: list[Any]) -> bool:
-    """Check everything below `root` and bring it to its JSON form, in place.
+_TOO_SHORT: Final = "The CBOR ends too early"
 
-    Returns:
-        Whether an integer key was found.
-    """
-    used_integer_keys = False
-    pending: list[Any] = [root]
-    while pending:
-        container = pending.pop()
-        slots: Iterable[tuple[Any, Any]]
-        if type(container) is dict:
-            if _expand_keys(container, pending):
-                used_integer_keys = True
-            slots = container.items()
-        else:
-            slots = enumerate(container)
-        for slot, value in slots:
-            kind = type(value)
-            if kind is str or kind is bool or value is None:
-                continue
-            if kind is dict or kind is list:
-                pending.append(value)
-            elif kind is int:
-                if not MIN_INTEGER <= value <= MAX_INTEGER:
-                    raise CborError("Integer outside 64 bits", well_formed=True)
+
+class _Parser:
+    """One run of `decode`. A position past the end is noticed by the next read, or at the end of all."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.used_integer_keys = False
+
+    def run(self, max_depth: int) -> tuple[Any, int]:
+        """Parse the item at the start of the data.
+
+        Returns:
+            Its JSON value, and the position behind it.
+        """
+        data = self._data
+        position = 0
+        # The innermost open array or map; items or pairs still to come (below 0: until a break); the key
+        # whose value comes next; whether it has integer keys. The outermost is an array of our own.
+        container: Any = []
+        left, integers = 1, False
+        key: Any = None
+        value: Any
+        stack: list[tuple[Any, int, Any, bool]] = []
+        while True:
+            if not left:
+                value = self._with_names(container) if integers else container
+                if not stack:
+                    return value[0], position
+                container, left, key, integers = stack.pop()
             else:
-                # Setting the value of a key that exists does not disturb the iteration.
-                container[slot] = _settle_scalar(value)
-    return used_integer_keys
-
-
-def _settle_scalar(value: Any) -> float | int:
-    if type(value) is float:
-        if not math.isfinite(value):
-            raise CborError("NaN and infinities stand for nothing in JSON", well_formed=True)
-        if value.is_integer() and MIN_INTEGER <= value <= MAX_INTEGER:
-            return int(value)
-        return value
-    raise CborError("Byte strings and simple values stand for nothing in JSON", well_formed=True)
-
-
-def _expand_keys(container: dict[Any, Any], pending: list[Any]) -> bool:
-    """Give the integer keys of one map their names, in place; whether there were any."""
-    for key in container:
-        if type(key) is not str:
-            break
-    else:
-        return False
-    expanded: dict[str, Any] = {}
-    for key, value in container.items():
-        if type(key) is str:
-            expanded[key] = value
-        elif type(key) is int:
-            name = INTEGER_TO_KEY.get(key)
-            if name is None:
-                raise CborError("Integer key that version 1 does not have", well_formed=True)
-            if name not in container:
-                expanded[name] = value
+                left -= 1
+                initial = data[position]
+                position += 1
+                if initial == _BREAK and left < 0:
+                    left = 0
+                    continue
+                if type(container) is dict:
+                    key, position = self._key(initial, position)
+                    if key in container:
+                        raise CborError("The same key twice in a map", well_formed=True)
+                    integers = integers or type(key) is int
+                    initial = data[position]
+                    position += 1
+                if _ARRAY <= initial < _TAG:
+                    stack.append((container, left, key, integers))
+                    if len(stack) > max_depth:
+                        raise CborError(f"More than {max_depth} nested arrays and maps", well_formed=True)
+                    container = {} if initial >= _MAP else []
+                    left, position = self._count(initial, position)
+                    integers = False
+                    continue
+                if _TEXT <= initial < _LONG_TEXT:  # by far the most frequent
+                    end = position + initial - _TEXT
+                    value = data[position:end].decode()
+                    position = end
+                else:
+                    value, position = self._scalar(initial, position)
+            if type(container) is dict:
+                container[key] = value
             else:
-                pending.append([value])  # dropped, but it must be valid all the same
-        else:
-            raise CborError("Map key that is neither text nor an integer", well_formed=True)
-    container.clear()
-    container.update(expanded)
-    return True
+                container.append(value)
+
+    def _with_names(self, container: dict[Any, Any]) -> dict[str, Any]:
+        """A map with the names of its integer keys, in the same order; the text form wins."""
+        self.used_integer_keys = True
+        named: dict[str, Any] = {}
+        for key, value in container.items():
+            if type(key) is str:
+                named[key] = value
+            elif (name := INTEGER_TO_KEY[key]) not in container:
+                named[name] = value
+        return named
+
+    def _key(self, initial: int, position: int) -> tuple[str | int, int]:
+        if _TEXT <= initial < _LONG_TEXT:
+            end = position + initial - _TEXT
+            return self._data[position:end].decode(), end
+        major = initial & _MAJOR
+        if major == _TEXT:
+            return self._text(initial, position)
+        if major != _UNSIGNED:
+            raise CborError("Map key that is neither text nor a known integer", well_formed=True)
+        integer, position = self._argument(initial, position)
+        if integer not in INTEGER_TO_KEY:
+            raise CborError("Integer key that version 1 does not have", well_formed=True)
+        return integer, position
+
+    def _scalar(self, initial: int, position: int) -> tuple[Any, int]:
+        if initial in _SIMPLE:
+            return _SIMPLE[initial], position
+        major = initial & _MAJOR
+        if major == _TEXT:
+            return self._text(initial, position)
+        if major == _UNSIGNED:
+            return self._argument(initial, position)
+        if major == _NEGATIVE:
+            argument, position = self._argument(initial, position)
+            if -1 - argument < MIN_INTEGER:
+                raise CborError("Integer outside 64 bits", well_formed=True)
+            return -1 - argument, position
+        if initial in _FLOATS:
+            form = _FLOATS[initial]
+            return _number(form.unpack_from(self._data, position)[0]), position + form.size
+        if major == _TAG:
+            raise CborError("A tag stands for nothing in JSON", well_formed=True)
+        raise CborError("Byte strings and simple values stand for nothing in JSON", well_formed=True)
+
+    def _argument(self, initial: int, position: int) -> tuple[int, int]:
+        information = initial & _INFORMATION
+        if information < 24:
+            return information, position
+        if information > 27:
+            raise CborError("A head that RFC 8949 does not have")
+        end = position + (1 << (information - 24))
+        if end > len(self._data):
+            raise CborError(_TOO_SHORT)
+        return int.from_bytes(self._data[position:end], "big"), end
+
+    def _count(self, initial: int, position: int) -> tuple[int, int]:
+        """The items or pairs of an array or map; -1 for an indefinite length."""
+        if initial & _INFORMATION == _INDEFINITE:
+            return -1, position
+        return self._argument(initial, position)
+
+    def _text(self, initial: int, position: int) -> tuple[str, int]:
+        if initial & _INFORMATION != _INDEFINITE:
+            length, position = self._argument(initial, position)
+            if length > len(self._data) - position:
+                raise CborError(_TOO_SHORT)
+            end = position + length
+            return self._data[position:end].decode(), end
+        chunks: list[str] = []
+        while (initial := self._data[position]) != _BREAK:
+            if initial & _MAJOR != _TEXT or initial & _INFORMATION == _INDEFINITE:
+                raise CborError("A chunk of text that is none")
+            chunk, position = self._text(initial, position + 1)
+            chunks.append(chunk)
+        return "".join(chunks), position + 1
+
+
+def _number(value: float) -> float | int:
+    if not math.isfinite(value):
+        raise CborError("NaN and infinities stand for nothing in JSON", well_formed=True)
+    if value.is_integer() and MIN_INTEGER <= value <= MAX_INTEGER:
+        return int(value)
+    return value
 
 
 # --- encoding ---------------------------------------------------------------------------------------
 
-_UNSIGNED: Final = 0x00
-_NEGATIVE: Final = 0x20
-_TEXT: Final = 0x60
-_ARRAY: Final = 0x80
-_MAP: Final = 0xA0
 _FALSE: Final = b"\xf4"
 _TRUE: Final = b"\xf5"
 _NULL: Final = b"\xf6"
@@ -250,10 +303,7 @@ def encode(value: Any, key_version: int | None = None, canonical: bool = True, l
     """
     if key_version not in (None, KEY_VERSION_1):
         raise ValueError(f"No version {key_version} of the CBOR keys")
-    return _Encoder(_EMPTY_KEYS if key_version is None else _KEYS_V1, canonical, lossy).encode(value)
-
-
-_EMPTY_KEYS: Final[dict[str, bytes]] = {}
+    return _Encoder({} if key_version is None else _KEYS_V1, canonical, lossy).encode(value)
 
 
 class _Encoder:

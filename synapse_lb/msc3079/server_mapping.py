@@ -16,7 +16,7 @@ import attrs
 
 from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import read_body, sniff, write_body
-from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH, HIGHEST_MAX_DEPTH
+from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
@@ -60,13 +60,11 @@ class MappingLimits:
     """Limits on what a request may hold.
 
     Attributes:
-        max_depth: Nested arrays and maps in a body, 1 to 2000.
+        max_depth: Nested arrays and maps in a body.
         max_token_length: Bytes of an access token.
     """
 
-    max_depth: int = attrs.field(
-        default=DEFAULT_MAX_DEPTH, validator=attrs.validators.in_(range(1, HIGHEST_MAX_DEPTH + 1))
-    )
+    max_depth: int = attrs.field(default=DEFAULT_MAX_DEPTH, validator=attrs.validators.ge(1))
     max_token_length: int = attrs.field(default=4096, validator=attrs.validators.ge(1))
 
 
