@@ -63,7 +63,7 @@ __all__ = [
     "teach_listener_type",
 ]
 
-_NEEDED: Final = (
+NEEDED: Final = (
     (server_config, "parse_listener_def"),
     (workers_config, "parse_listener_def"),
     (app_base, "register_start"),
@@ -83,7 +83,7 @@ _NEEDED: Final = (
 )
 
 
-def check(needed: Iterable[tuple[object, str]] = _NEEDED) -> None:
+def check(needed: Iterable[tuple[object, str]] = NEEDED) -> None:
     """Look for all methods of Synapse that this package calls or replaces.
 
     Args:
