@@ -106,6 +106,8 @@ def _load_key(path: str) -> PrivateKey:
             )
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey):
+        if not isinstance(key.curve, (ec.SECP256R1, ec.SECP384R1)):
+            raise CertificateError(f"the key in {path} is on the curve {key.curve.name}: use P-256 or P-384")
         return key
     raise CertificateError(
         f"the private key {path} is neither an EC nor an RSA key: DTLS 1.2 clients need one of these "
@@ -161,7 +163,6 @@ def generate_self_signed(
         .not_valid_before(begins)
         .not_valid_after(begins + datetime.timedelta(days=valid_days))
         .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 
 from synapse_lb.txdtls.client_protocol import ClientProtocol, format_address
 from synapse_lb.txdtls.context import ClientContext
@@ -155,9 +156,10 @@ def connect(
             protocol = make_protocol(address, share)
             try:
                 reactor.listenUDP(0, protocol, interface="::" if ":" in address else "")
-            except OSError as error:
+            except (OSError, CannotListenError) as error:
                 failure = NetworkUnreachable(f"{format_address((address, port))}: {error}")
                 continue
+            protocol.begin()
             try:
                 return ClientAssociation(await protocol.established)
             except (NetworkUnreachable, HandshakeTimeout) as error:

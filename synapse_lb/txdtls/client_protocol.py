@@ -50,6 +50,8 @@ class ClientProtocol(DatagramProtocol):
         counters: Shared by the attempts of one `connect`.
     """
 
+    noisy = False
+
     def __init__(
         self,
         *,
@@ -85,10 +87,8 @@ class ClientProtocol(DatagramProtocol):
             _new_connection(context, options, server_name, session), mtu=options.mtu, join_application=True
         )
 
-    # -- what Twisted calls
-
-    def startProtocol(self) -> None:
-        """The socket is open: send the ClientHello."""
+    def begin(self) -> None:
+        """Send the ClientHello; call it once the socket is open."""
         transport: Any = self.transport
         self._deadline = self._reactor.callLater(self._timeout, self._handshake_timed_out)
         try:
@@ -97,6 +97,8 @@ class ClientProtocol(DatagramProtocol):
             self._fail(NetworkUnreachable(f"{format_address(self.peer)}: {error.strerror or error}"))
             return
         self._apply(self.association.start())
+
+    # -- what Twisted calls
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """Feed one datagram; never raises on bad input."""

@@ -3,7 +3,7 @@
 
 ChaCha20-Poly1305 is preferred because its records are 8 bytes shorter than GCM's: its nonce is not sent
 (RFC 7905 section 2). TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8, which RFC 7252 section 9.1.3.3 names, is not offered:
-its 64-bit tag puts it below OpenSSL's default security level, and lowering the level would admit weak keys and
+its 64-bit tag puts it below OpenSSL's default security level (checked with OpenSSL 4.0), and lowering the level would admit weak keys and
 signatures for everybody. All clients known to speak MSC3079 offer one of the suites below.
 """
 
@@ -37,7 +37,9 @@ CIPHERS = ":".join(
     for kind in ("ECDSA", "RSA")
     for suite in ("CHACHA20-POLY1305", "AES128-GCM-SHA256", "AES256-GCM-SHA384")
 )
-GROUPS = "X25519:P-256"
+GROUPS = "X25519:P-256:P-384"
+"""Best first. P-384 is there for certificates on that curve, which could not be used otherwise (RFC 8422 5.1.1)."""
+
 SIGNATURE_ALGORITHMS = ":".join(
     f"{kind}+{digest}" for digest in ("SHA256", "SHA384") for kind in ("ECDSA", "RSA-PSS", "RSA")
 )
