@@ -53,7 +53,7 @@ if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         say "$python cannot make virtual environments yet: installing the package $package"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -q >&2
-        apt-get install -q -y --no-install-recommends "$package" ca-certificates >&2
+        apt-get install -q -y --no-install-recommends "$package" >&2
     else
         say "$python cannot make virtual environments. Install what is missing, then try again:"
         say "    sudo apt-get install $package"
