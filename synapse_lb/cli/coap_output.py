@@ -12,10 +12,12 @@ from synapse_lb.cli.errors import EXIT_BAD_RESPONSE, EXIT_WRITE, CommandError
 from synapse_lb.cli.json_text import JsonTextError, format_json, parse_json
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.coap.numbers import OptionNumber
-from synapse_lb.msc3079.cbor import CborError, decode
+from synapse_lb.msc3079.cbor import decode
+from synapse_lb.msc3079.client_mapping import RESPONSE_MAX_DEPTH
+from synapse_lb.msc3079.errors import CborError
 
 if TYPE_CHECKING:
-    from synapse_lb.client.channel import AssociationInfo
+    from synapse_lb.client.connector import AssociationInfo
     from synapse_lb.client.counters import Traffic
     from synapse_lb.coap.events import CoapRequest, CoapResponse
 
@@ -71,15 +73,15 @@ class Output:
         content_format = response.options.get_uint(OptionNumber.CONTENT_FORMAT)
         try:
             if content_format == CBOR:
-                value = decode(response.payload).value
+                value = decode(response.payload, max_depth=RESPONSE_MAX_DEPTH).value
             elif content_format == JSON:
                 value = parse_json(response.payload)
             else:
                 # A diagnostic text (RFC 7252 section 5.5.2), or something that is no Matrix answer.
                 return response.payload
+            return (format_json(value, pretty=pretty) + "\n").encode("utf-8", "replace")
         except (CborError, JsonTextError) as error:
             raise CommandError(f"the answer's body cannot be read: {error}", EXIT_BAD_RESPONSE) from None
-        return (format_json(value, pretty=pretty) + "\n").encode("utf-8", "replace")
 
     def _write(self, data: bytes) -> None:
         self.terminal.stdout.write(data)
@@ -108,9 +110,8 @@ class Narration:
     def connected(self, info: AssociationInfo) -> None:
         """Tell what the handshake has made."""
         self.note(f"Connected to {info.address} port {info.port} (UDP)")
-        self.note(f"{info.protocol}, {info.cipher}, {'resumed' if info.resumed else 'full'} handshake")
-        if info.certificate_sha256 is not None:
-            self.note(f"Server certificate SHA-256: {info.certificate_sha256}")
+        self.note(f"DTLS 1.2, {info.cipher}")
+        self.note(f"Server certificate SHA-256: {info.certificate_sha256}")
         rtt = "unknown" if info.rtt is None else f"{info.rtt * 1000:.1f} ms"
         self.note(f"Round trip {rtt}, messages up to {info.max_message_size} bytes")
 

@@ -29,6 +29,7 @@ from synapse_lb.cli.errors import (
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.client import errors
 from synapse_lb.client.client import LowBandwidthClient
+from synapse_lb.client.uri import CoapUri
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import is_success
 from synapse_lb.txdtls.context import ClientVerification
@@ -69,13 +70,7 @@ async def transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
 async def _transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
     uri = parse_url(arguments.url)
     request = build_request(arguments, uri, terminal)
-    client = LowBandwidthClient(
-        terminal.reactor,
-        f"coaps://[{uri.host}]:{uri.port}" if ":" in uri.host else f"coaps://{uri.host}:{uri.port}",
-        verification=_verification(arguments),
-        keylog=_keylog(terminal),
-        connect_timeout=arguments.connect_timeout,
-    )
+    client = _client(arguments, uri, terminal)
     narration = Narration(terminal, arguments.verbose)
     try:
         exchange = Deferred.fromCoroutine(_exchange(client, request, narration))
@@ -86,7 +81,7 @@ async def _transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
         raise CommandError(str(error), _exit_status(error)) from error
     finally:
         await client.close()
-        narration.traffic("In all", client.traffic)
+        narration.traffic("In all", client.counters)
     Output(terminal, arguments.output, arguments.include, arguments.json).write_response(response)
     if is_success(response.code):
         return EXIT_OK
@@ -95,13 +90,26 @@ async def _transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
 
 async def _exchange(client: LowBandwidthClient, request: CoapRequest, narration: Narration) -> CoapResponse:
     narration.connected(await client.connect())
-    handshake = client.traffic
+    handshake = client.counters
     narration.traffic("Handshake", handshake)
     narration.request(request)
     response = await client.raw_request(request)
     narration.response(response)
-    narration.traffic("Request and answer", client.traffic - handshake)
+    narration.traffic("Request and answer", client.counters - handshake)
     return response
+
+
+def _client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal) -> LowBandwidthClient:
+    try:
+        return LowBandwidthClient(
+            terminal.reactor,
+            f"coaps://[{uri.host}]:{uri.port}" if ":" in uri.host else f"coaps://{uri.host}:{uri.port}",
+            verification=_verification(arguments),
+            keylog=_keylog(terminal),
+            connect_timeout=arguments.connect_timeout,
+        )
+    except errors.AuthoritiesError as error:
+        raise CommandError(str(error), EXIT_CERTIFICATE_FILE) from None
 
 
 def _out_of_time(_: object, limit: float) -> None:
@@ -141,6 +149,3 @@ def _keylog(terminal: Terminal) -> Callable[[bytes], None] | None:
             file.write(line + b"\n")
 
     return append
-
-
-__all__ = ["EXIT_CERTIFICATE_FILE", "transfer"]

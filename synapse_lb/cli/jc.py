@@ -11,7 +11,8 @@ from synapse_lb.cli.errors import EXIT_OK, CommandError
 from synapse_lb.cli.inputs import STANDARD_INPUT, read_argument
 from synapse_lb.cli.json_text import JsonTextError, format_json, parse_json
 from synapse_lb.cli.terminal import Terminal
-from synapse_lb.msc3079.cbor import CborError, decode, encode
+from synapse_lb.msc3079.cbor import decode, encode
+from synapse_lb.msc3079.errors import CborError
 
 if TYPE_CHECKING:
     from synapse_lb.cli.main import Subparsers

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     ExitStatus = int | Deferred[int]
     Run = Callable[[argparse.Namespace, Terminal], ExitStatus]
 
-COMMANDS: Final[tuple[str, ...]] = ("coap", "jc")
+COMMANDS: Final[tuple[str, ...]] = ("coap", "jc", "demo")
 """Modules of `synapse_lb.cli` that add a subcommand, in the order in which `--help` shows them."""
 
 _DESCRIPTION = "Low-bandwidth Matrix (MSC3079): CoAP and CBOR over DTLS/UDP."
@@ -83,13 +83,15 @@ def start(argv: Sequence[str], terminal: Terminal) -> ExitStatus:
         return _report(error, arguments.command, terminal)
     if isinstance(status, int):
         return status
-    return status.addErrback(_recover, arguments.command, terminal)
+    command: str = arguments.command
+    return status.addErrback(_recover, command, terminal)
 
 
-def _recover(failure: Failure, command: str, terminal: Terminal) -> int | Failure:
-    if isinstance(failure.value, CommandError):
-        return _report(failure.value, command, terminal)
-    return failure
+def _recover(failure: Failure, command: str, terminal: Terminal) -> int:
+    if not isinstance(failure.value, CommandError):
+        failure.raiseException()
+    assert isinstance(failure.value, CommandError)
+    return _report(failure.value, command, terminal)
 
 
 def _report(error: CommandError, command: str, terminal: Terminal) -> int:

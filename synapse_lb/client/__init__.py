@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A client for MSC3079 servers: `LowBandwidthClient` and what it gives and raises."""
+
+from __future__ import annotations
+
+from synapse_lb.client.client import LowBandwidthClient
+from synapse_lb.client.connector import AssociationInfo
+from synapse_lb.client.counters import Traffic
+from synapse_lb.client.errors import ClientError
+from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.txdtls.context import ClientVerification
+
+__all__ = [
+    "NO_BODY",
+    "AssociationInfo",
+    "ClientError",
+    "ClientVerification",
+    "LowBandwidthClient",
+    "MatrixResponse",
+    "Traffic",
+]

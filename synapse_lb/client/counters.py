@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Final
 
 import attrs
@@ -23,41 +24,49 @@ class Traffic:
         datagrams_received: datagrams.
         bytes_sent: bytes of UDP payload.
         bytes_received: bytes of UDP payload.
-        headers: bytes of IP and UDP headers in front of each datagram.
+        ip_bytes_sent: bytes of IP packets: with the headers of IP and UDP.
+        ip_bytes_received: bytes of IP packets.
     """
 
     datagrams_sent: int = 0
     datagrams_received: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
-    headers: int = IPV4_UDP_HEADERS
+    ip_bytes_sent: int = 0
+    ip_bytes_received: int = 0
 
-    @property
-    def ip_bytes_sent(self) -> int:
-        """Bytes of IP packets sent."""
-        return self.bytes_sent + self.datagrams_sent * self.headers
+    @classmethod
+    def of(
+        cls,
+        *,
+        datagrams_sent: int,
+        datagrams_received: int,
+        bytes_sent: int,
+        bytes_received: int,
+        headers: int,
+    ) -> Traffic:
+        """Count the IP packets too.
 
-    @property
-    def ip_bytes_received(self) -> int:
-        """Bytes of IP packets received."""
-        return self.bytes_received + self.datagrams_received * self.headers
-
-    def __sub__(self, earlier: Traffic) -> Traffic:
-        """What was added since an earlier reading."""
-        return Traffic(
-            self.datagrams_sent - earlier.datagrams_sent,
-            self.datagrams_received - earlier.datagrams_received,
-            self.bytes_sent - earlier.bytes_sent,
-            self.bytes_received - earlier.bytes_received,
-            self.headers,
+        Args:
+            datagrams_sent: datagrams.
+            datagrams_received: datagrams.
+            bytes_sent: bytes of UDP payload.
+            bytes_received: bytes of UDP payload.
+            headers: bytes of IP and UDP headers in front of each datagram.
+        """
+        return cls(
+            datagrams_sent,
+            datagrams_received,
+            bytes_sent,
+            bytes_received,
+            bytes_sent + datagrams_sent * headers,
+            bytes_received + datagrams_received * headers,
         )
 
     def __add__(self, other: Traffic) -> Traffic:
-        """What two associations of one client have moved together."""
-        return Traffic(
-            self.datagrams_sent + other.datagrams_sent,
-            self.datagrams_received + other.datagrams_received,
-            self.bytes_sent + other.bytes_sent,
-            self.bytes_received + other.bytes_received,
-            self.headers,
-        )
+        """What both have moved together."""
+        return Traffic(*map(operator.add, attrs.astuple(self), attrs.astuple(other)))
+
+    def __sub__(self, earlier: Traffic) -> Traffic:
+        """What was added since an earlier reading."""
+        return Traffic(*map(operator.sub, attrs.astuple(self), attrs.astuple(earlier)))

@@ -16,6 +16,14 @@ class UnsupportedScheme(BadUri):
     """The URI is well-formed, but its scheme is not one that this client speaks."""
 
 
+class AuthoritiesError(ClientError, ValueError):
+    """The file of the certificate authorities cannot be used."""
+
+
+class BadRequest(ClientError, ValueError):
+    """The request cannot be sent over CoAP: a method without a code, a segment over 255 bytes, a bad body."""
+
+
 class ClientClosed(ClientError):
     """`close()` was called; the client takes no more requests."""
 
@@ -29,7 +37,7 @@ class ResolveError(ConnectError):
 
 
 class HandshakeError(ConnectError):
-    """The server refused the handshake, or what it sent is no DTLS."""
+    """Nobody listens there, or the server refused the handshake."""
 
 
 class ConnectTimeout(ConnectError):

@@ -94,6 +94,15 @@ class StickySender:
             self._token_known = True
         self._leave(carried)
 
+    def key_version_refused(self, carried: Carried) -> None:
+        """Take note of a 4.02 to a request with option 257: it was not run, and the option is not sent again."""
+        self._key_version_known = True
+        self._leave(carried)
+
+    def carry_always(self) -> None:
+        """Leave no token out from now on, because somebody else uses the association too."""
+        self._always = True
+
     def abandoned(self, carried: Carried) -> None:
         """Take note that no answer to a request will come; it may still reach the server."""
         self._leave(carried)

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""One association of a client: its CoAP endpoint and the requests under way on it (RFC 7252 section 9.1)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from synapse_lb.client.errors import (
+    ClientError,
+    ConnectionLost,
+    RequestFailed,
+    RequestRejected,
+    RequestTimeout,
+    TooManyRequests,
+)
+from synapse_lb.client.sticky import StickySender
+from synapse_lb.coap import errors as coap_errors
+from synapse_lb.coap import events
+from synapse_lb.coap.endpoint import Endpoint
+from synapse_lb.coap.events import CoapRequest, CoapResponse
+from synapse_lb.coap.numbers import Code
+from synapse_lb.coap.tuning import Limits, Tuning
+from synapse_lb.coaps.driver import EndpointDriver
+
+if TYPE_CHECKING:
+    from synapse_lb.coaps.clock import Clock
+    from synapse_lb.txdtls.client import ClientAssociation
+    from synapse_lb.txdtls.errors import AssociationLost
+
+_SERVER: Final = "server"
+"""The one peer of the endpoint."""
+
+
+class Channel:
+    """The requests on one association; an `AssociationHandler` of txdtls.
+
+    Args:
+        clock: the reactor.
+        sticky: what the server of this association has been told.
+        tuning: how messages are retransmitted.
+        limits: the bounds of the endpoint's tables.
+        on_lost: called once when the association has ended, with this channel and the reason.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        sticky: StickySender,
+        tuning: Tuning,
+        limits: Limits,
+        on_lost: Callable[[Channel, Exception], None],
+    ) -> None:
+        self.sticky: Final = sticky
+        self.lost = False
+        self._on_lost = on_lost
+        self._association: ClientAssociation | None = None
+        self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
+        self._heard_at = float("-inf")
+        # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
+        self._endpoint = Endpoint(random=random.Random(), tuning=tuning, limits=limits)
+        self._driver = EndpointDriver(self._endpoint, clock, self._send, self._on_event)
+
+    @property
+    def association(self) -> ClientAssociation:
+        """The association; there is one from `attach` on."""
+        assert self._association is not None
+        return self._association
+
+    @property
+    def requests_under_way(self) -> int:
+        """How many requests wait for their answer."""
+        return len(self._waiting)
+
+    def attach(self, association: ClientAssociation) -> None:
+        """Take the association whose handshake has just been completed."""
+        self._association = association
+        self._endpoint.set_peer(
+            _SERVER,
+            max_message_size=association.max_message_size,
+            rtt=association.rtt,
+            now=self._driver.now(),
+        )
+
+    def request(self, request: CoapRequest) -> Deferred[CoapResponse]:
+        """Send a request; cancelling the Deferred cancels the exchange.
+
+        Raises:
+            ClientError: it cannot be sent: the association has ended, a limit is reached, or an option or the
+                message has no wire form.
+        """
+        if self.lost:
+            raise ConnectionLost("the association has ended")
+        started = self._driver.now()
+        try:
+            exchange = self._endpoint.request(_SERVER, request, started)
+        except coap_errors.CoapError as error:
+            raise _client_error(error) from error
+        answer: Deferred[CoapResponse] = Deferred(lambda _: self._cancel(exchange))
+        self._waiting[exchange] = answer, started
+        self._driver.flush()
+        return answer
+
+    def close(self) -> Deferred[None]:
+        """Say close_notify; requests under way fail with `ConnectionLost`. Idempotent.
+
+        Returns:
+            A Deferred that fires when the socket is closed.
+        """
+        return self.association.close()
+
+    def association_established(self, association_id: int) -> None:
+        """Nothing to do: `attach` follows with the association itself."""
+
+    def message_received(self, association_id: int, data: bytes) -> None:
+        """Take one datagram's CoAP message."""
+        self._heard_at = self._driver.now()
+        self._driver.receive(_SERVER, data)
+
+    def association_moved(self, association_id: int) -> None:
+        """Nothing to do: to a client the server stays where it is."""
+
+    def association_lost(self, association_id: int, reason: AssociationLost) -> None:
+        """Fail what is under way and let go of everything."""
+        if self.lost:
+            return
+        self.lost = True
+        self._driver.stop()
+        waiting, self._waiting = self._waiting, {}
+        self._on_lost(self, reason)
+        for answer, _ in waiting.values():
+            error = ConnectionLost(f"the association has ended: {reason}")
+            error.__cause__ = reason
+            answer.errback(Failure(error))
+
+    def _send(self, peer: events.Peer, data: bytes) -> None:
+        self.association.send(data)
+
+    def _cancel(self, exchange: int) -> None:
+        # The Deferred fails with CancelledError by itself when its canceller returns.
+        if self._waiting.pop(exchange, None) is not None and not self.lost:
+            self._endpoint.cancel(exchange, self._driver.now())
+            self._driver.flush()
+
+    def _on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.ResponseReceived):
+            if (waiting := self._waiting.pop(event.exchange, None)) is not None:
+                waiting[0].callback(event.response)
+        elif (
+            isinstance(event, events.RequestFailed)
+            and (waiting := self._waiting.pop(event.exchange, None)) is not None
+        ):
+            answer, started = waiting
+            if isinstance(event.error, coap_errors.RequestTimedOut) and self._heard_at < started:
+                # A server that restarted without a word answers no record of its old associations, and only a
+                # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
+                self.close()
+            error = _client_error(event.error)
+            error.__cause__ = event.error
+            answer.errback(Failure(error))
+        elif isinstance(event, events.RequestReceived):
+            # A client has no resources.
+            self._endpoint.respond(event.exchange, CoapResponse(Code.NOT_FOUND), self._driver.now())
+
+
+def _client_error(error: coap_errors.CoapError) -> ClientError:
+    """The client's error for one of the endpoint."""
+    if isinstance(error, coap_errors.RequestTimedOut):
+        return RequestTimeout("the server does not answer")
+    if isinstance(error, coap_errors.RequestReset):
+        return RequestRejected("the server rejected the request with a Reset")
+    if isinstance(error, coap_errors.PeerGone):
+        return ConnectionLost("the association has ended")
+    if isinstance(error, coap_errors.TooManyExchanges):
+        return TooManyRequests("too many requests are under way")
+    return RequestFailed(str(error))

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A Matrix client over CoAP, CBOR and DTLS (MSC3079): requests in, Matrix answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from synapse_lb.client.channel import Channel
+from synapse_lb.client.connector import AssociationInfo, Connector
+from synapse_lb.client.counters import Traffic
+from synapse_lb.client.errors import BadRequest, BadResponse, RequestTimeout
+from synapse_lb.client.keeper import Keeper
+from synapse_lb.client.sticky import Carried, StickySender
+from synapse_lb.client.uri import parse_server
+from synapse_lb.coap.events import CoapRequest, CoapResponse
+from synapse_lb.coap.numbers import Code
+from synapse_lb.coap.options import Options
+from synapse_lb.coap.tuning import Limits, Tuning
+from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response, encode_request
+from synapse_lb.msc3079.options import ACCESS_TOKEN
+from synapse_lb.txdtls.context import ClientVerification
+
+T = TypeVar("T")
+Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
+
+KEY_VERSIONS: Final = (None, 1)
+_MISSING_TOKEN: Final = "M_MISSING_TOKEN"
+
+
+class LowBandwidthClient:
+    """Speaks MSC3079 with one homeserver, over one DTLS association that all calls share.
+
+    The first request makes the association; when it has ended, the next request makes a new one and resumes
+    the DTLS session where the server still knows it. Requests that were under way when it ended fail with
+    `ConnectionLost`, since the server may have run them. Everything happens on the reactor's thread.
+
+    The access token crosses the wire once for each association (MSC3079's option 256 is sticky) as long as
+    all calls have the same one. When calls with different tokens overlap, each carries its own from then on.
+
+    Args:
+        reactor: Twisted's reactor.
+        server: `coaps://host:port` or `host:port`; the port is 5684 if it is not given.
+        verification: how the server's certificate is checked; None trusts the system's authorities.
+        key_version: version of the integer keys in bodies, which answers are asked to have too, with option 257
+            once for each association. A server that answers 4.02 to it is not asked again and gets text keys.
+            None uses text keys and never sends the option, which is critical: servers that do not know it
+            refuse it.
+        path_codes: send the MSC's short codes in place of paths.
+        session: a DTLS session to resume, from the `session` of an earlier client.
+        keylog: called with each line of key material (NSS key log format, without its line end).
+        connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
+        tuning: retransmission parameters of CoAP.
+        limits: bounds of CoAP.
+
+    Raises:
+        BadUri: the server's address makes no sense.
+        AuthoritiesError: the file of the authorities cannot be used.
+        ValueError: there is no such key version.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        server: str,
+        *,
+        verification: ClientVerification | None = None,
+        key_version: int | None = 1,
+        path_codes: bool = True,
+        session: bytes | None = None,
+        keylog: Callable[[bytes], None] | None = None,
+        connect_timeout: float | None = None,
+        tuning: Tuning | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        if key_version not in KEY_VERSIONS:
+            raise ValueError(f"there is no version {key_version} of the CBOR keys")
+        self._reactor = reactor
+        self._key_version = key_version
+        self._path_codes = path_codes
+        self._tuning = tuning or Tuning()
+        self._limits = limits or Limits()
+        self._several_tokens = False
+        connector = Connector(
+            reactor,
+            parse_server(server),
+            verification=verification or ClientVerification.system(),
+            keylog=keylog,
+            timeout=connect_timeout,
+        )
+        self._keeper = Keeper(connector, self._make_channel, session)
+
+    def connect(self) -> Deferred[AssociationInfo]:
+        """Make the association now, if there is none.
+
+        Returns:
+            A Deferred of what is known of it. It fails with a `ConnectError`.
+        """
+        return self._keeper.ready().addCallback(lambda channel: AssociationInfo.of(channel.association))
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        json: Any = NO_BODY,
+        token: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Deferred[MatrixResponse]:
+        """Make a Matrix request.
+
+        Args:
+            method: GET, POST, PUT, DELETE or PATCH.
+            path: percent-encoded path from its leading slash, as in a URL.
+            query: query parameters, not percent-encoded; values may be lists for repeated names.
+            json: the body as a JSON value; `NO_BODY` sends none.
+            token: access token; None sends none, for requests that need no user: the server may still take
+                the request for one of the user whose token came last.
+            timeout: seconds for everything, the handshake included; None waits as long as CoAP does.
+
+        Returns:
+            A Deferred of the answer, whatever its status; cancelling it cancels the request. It fails with a
+            `ClientError`: `BadRequest` for what cannot be sent, `ConnectError` if it was not sent,
+            `ConnectionLost`, `RequestTimeout` and others if no answer came, `BadResponse` for an answer that
+            cannot be read.
+        """
+
+        def encode(carried: Carried) -> CoapRequest:
+            try:
+                code, options, payload = encode_request(
+                    method,
+                    path,
+                    query,
+                    json,
+                    token=carried.token,
+                    key_version=self._key_version,
+                    announce_key_version=carried.key_version,
+                    path_codes=self._path_codes,
+                )
+            except MappingError as error:
+                raise BadRequest(error.message) from error
+            return CoapRequest(code, Options.of(*options), payload)
+
+        return self._limited(self._request(encode, token), timeout)
+
+    def raw_request(self, request: CoapRequest, *, timeout: float | None = None) -> Deferred[CoapResponse]:
+        """Make a CoAP request just as it is given, without MSC3079's sticky options.
+
+        Args:
+            request: the request, with its whole body.
+            timeout: seconds for everything, the handshake included; None waits as long as CoAP does.
+
+        Returns:
+            A Deferred of the response with its whole body; cancelling it cancels the request. It fails as that
+            of `request` does.
+        """
+        return self._limited(self._raw_request(request), timeout)
+
+    @property
+    def counters(self) -> Traffic:
+        """What crossed the wire so far, handshakes and earlier associations included."""
+        return self._keeper.traffic
+
+    @property
+    def session(self) -> bytes | None:
+        """The DTLS session of the last association, to be resumed by another client; secret."""
+        return self._keeper.session
+
+    def close(self) -> Deferred[None]:
+        """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
+
+        Returns:
+            A Deferred that fires when the sockets are closed.
+        """
+        return self._keeper.close()
+
+    def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
+        return Channel(
+            self._reactor,
+            sticky=StickySender(self._key_version, always=self._several_tokens),
+            tuning=self._tuning,
+            limits=self._limits,
+            on_lost=on_lost,
+        )
+
+    def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
+        deferred = Deferred.fromCoroutine(work)
+        if timeout is not None:
+            deferred.addTimeout(timeout, self._reactor, _out_of_time)
+        return deferred
+
+    async def _raw_request(self, request: CoapRequest) -> CoapResponse:
+        channel = await self._keeper.ready()
+        if ACCESS_TOKEN in request.options:
+            channel.sticky.carry_always()
+        return await self._exchange(channel, request)
+
+    async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
+        while True:
+            channel = await self._channel_for(token)
+            carried = channel.sticky.prepare(token)
+            try:
+                response = await self._exchange(channel, encode(carried))
+            except BaseException:
+                channel.sticky.abandoned(carried)
+                raise
+            if response.code == Code.BAD_OPTION and carried.key_version is not None:
+                channel.sticky.key_version_refused(carried)
+                self._key_version = None
+                continue
+            unauthorized = response.code == Code.UNAUTHORIZED
+            channel.sticky.answered(carried, unauthorized=unauthorized)
+            matrix = _decoded(response)
+            if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
+                # The server had forgotten whose association it is, so it has not run the request.
+                continue
+            return matrix
+
+    async def _channel_for(self, token: str | None) -> Channel:
+        channel = await self._keeper.ready()
+        while not channel.sticky.can_take(token):
+            # From now on no request relies on what was sent before, so this happens once.
+            self._several_tokens = True
+            self._keeper.retire(channel)
+            channel = await self._keeper.ready()
+        return channel
+
+    async def _exchange(self, channel: Channel, request: CoapRequest) -> CoapResponse:
+        try:
+            return await channel.request(request)
+        finally:
+            self._keeper.close_if_idle(channel)
+
+
+def _decoded(response: CoapResponse) -> MatrixResponse:
+    try:
+        return decode_response(response.code, response.options, response.payload)
+    except MappingError as error:
+        raise BadResponse(error.message, response.code) from error
+
+
+def _errcode(response: MatrixResponse) -> object:
+    return response.body.get("errcode") if isinstance(response.body, dict) else None
+
+
+def _out_of_time(_: object, limit: float) -> Any:
+    raise RequestTimeout(f"no answer within {limit:g} seconds")

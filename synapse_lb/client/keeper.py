@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Keeps a client's association: makes it when it is needed, shares it, and makes it anew when it has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from synapse_lb.client.channel import Channel
+from synapse_lb.client.connector import traffic_of
+from synapse_lb.client.counters import Traffic
+from synapse_lb.client.errors import ClientClosed
+
+if TYPE_CHECKING:
+    from synapse_lb.client.connector import Connector
+
+
+class Keeper:
+    """One association at a time, shared by all requests.
+
+    Args:
+        connector: makes associations.
+        make_channel: makes the channel of a new association; is given what to call when it has ended.
+        session: the DTLS session to resume first, or None.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        connector: Connector,
+        make_channel: Callable[[Callable[[Channel, Exception], None]], Channel],
+        session: bytes | None,
+    ) -> None:
+        self._connector = connector
+        self._make_channel = make_channel
+        self._current: Channel | None = None
+        self._retired: set[Channel] = set()
+        self._connecting: Deferred[None] | None = None
+        self._waiting: list[Deferred[Channel]] = []
+        self._ended = Traffic()
+        self._closed = False
+        self.session = session
+
+    def ready(self) -> Deferred[Channel]:
+        """The current association's channel, after a handshake if need be.
+
+        Many may wait for one handshake; it is given up when the last of them is cancelled.
+
+        Returns:
+            A Deferred that fails with a `ConnectError` or `ClientClosed`.
+        """
+        waiter: Deferred[Channel] = Deferred(self._stop_waiting)
+        if self._closed:
+            waiter.errback(Failure(ClientClosed("the client is closed")))
+        elif self._current is not None:
+            waiter.callback(self._current)
+        else:
+            self._waiting.append(waiter)
+            if self._connecting is None:
+                self._connect()
+        return waiter
+
+    @property
+    def current(self) -> Channel | None:
+        """The channel of the association in use, or None."""
+        return self._current
+
+    def retire(self, channel: Channel) -> None:
+        """Send nothing more on an association; it is closed when its last request has ended."""
+        if channel is self._current:
+            self._current = None
+            self._retired.add(channel)
+        self.close_if_idle(channel)
+
+    def close_if_idle(self, channel: Channel) -> None:
+        """Close a retired association on which nothing is under way any more."""
+        if channel in self._retired and not channel.requests_under_way:
+            channel.close()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What all associations have moved so far."""
+        total = self._ended
+        for channel in self._channels():
+            total += traffic_of(channel.association)
+        return total
+
+    def close(self) -> Deferred[None]:
+        """Say close_notify, and take no more requests; idempotent.
+
+        Returns:
+            A Deferred that fires when the sockets are closed.
+        """
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        closing = [channel.close() for channel in self._channels()]
+        return DeferredList(closing, consumeErrors=True).addCallback(lambda _: None)
+
+    def _channels(self) -> list[Channel]:
+        return [*self._retired] if self._current is None else [self._current, *self._retired]
+
+    def _connect(self) -> None:
+        channel = self._make_channel(self._channel_lost)
+        opening = self._connector.connect(channel, self.session)
+        self._connecting = opening.addCallback(channel.attach)
+        self._connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(channel,))
+        self._connecting.addErrback(
+            lambda failure: self._log.failure("A waiting request failed", failure=failure)
+        )
+
+    def _connected(self, _: None, channel: Channel) -> None:
+        self._connecting = None
+        self.session = channel.association.session or self.session
+        if not channel.lost:
+            self._current = channel
+        for waiter in self._take_waiting():
+            # Of a channel that came and went at once each request hears when it tries to use it.
+            waiter.callback(channel)
+
+    def _not_connected(self, failure: Failure) -> None:
+        self._connecting = None
+        if failure.check(CancelledError) and self._closed:
+            failure = Failure(ClientClosed("the client was closed"))
+        for waiter in self._take_waiting():
+            waiter.errback(failure)
+
+    def _take_waiting(self) -> list[Deferred[Channel]]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _stop_waiting(self, waiter: Deferred[Channel]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+        if not self._waiting and self._connecting is not None:
+            self._connecting.cancel()
+
+    def _channel_lost(self, channel: Channel, reason: Exception) -> None:
+        self._ended += traffic_of(channel.association)
+        self._retired.discard(channel)
+        if channel is self._current:
+            self._current = None
