@@ -145,7 +145,6 @@ class HttpsMeter:
         self._context = ssl.create_default_context(cafile=str(certificate))
         # The group that Twisted's TLS servers take: anything else first costs a HelloRetryRequest.
         self._context.set_ecdh_curve("prime256v1")
-        self._http: http.client.HTTPConnection | None = None
         self._socket: ssl.SSLSocket | None = None
         self._read = Wire()
         self.handshake = Wire()
@@ -167,8 +166,6 @@ class HttpsMeter:
         except OSError as error:
             plain.close()
             raise MeterError(f"cannot connect to https://{self._host}:{self._port}: {error}") from error
-        self._http = http.client.HTTPConnection(self._host, self._port)
-        self._http.sock = self._socket
         self.handshake = self._since_last()
         return self.handshake
 
@@ -184,23 +181,20 @@ class HttpsMeter:
         Raises:
             MeterError: no answer came, or it was no JSON.
         """
-        if self._http is None:
+        if self._socket is None:
             self.connect()
-        assert self._http is not None
         try:
-            self._send(self._http, method, path, body, token)
-            response = self._http.getresponse()
-            content = response.read()
+            status, content = self._exchange(method, path, body, token)
             answer = json.loads(content) if content else None
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise MeterError(f"{method} {path} over HTTPS: {error}") from error
-        return Measured(response.status, answer, self._since_last())
+        return Measured(status, answer, self._since_last())
 
     def close(self) -> None:
         """Close the connection."""
         if self._socket is not None:
             self._socket.close()
-        self._socket = self._http = None
+        self._socket = None
 
     def __enter__(self) -> HttpsMeter:
         return self
@@ -210,20 +204,26 @@ class HttpsMeter:
     ) -> None:
         self.close()
 
-    @staticmethod
-    def _send(
-        connection: http.client.HTTPConnection, method: str, path: str, body: Any, token: str | None
-    ) -> None:
+    def _exchange(self, method: str, path: str, body: Any, token: str | None) -> tuple[int, bytes]:
+        assert self._socket is not None
+        # Head and body in one write, as clients do that care for packets.
+        self._socket.sendall(self._request_text(method, path, body, token))
+        response = http.client.HTTPResponse(self._socket, method=method)
+        try:
+            response.begin()
+            return response.status, response.read()
+        finally:
+            response.close()
+
+    def _request_text(self, method: str, path: str, body: Any, token: str | None) -> bytes:
         content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
-        connection.putrequest(method, path, skip_accept_encoding=True)
-        connection.putheader("User-Agent", "curl/8.5.0")
-        connection.putheader("Accept", "*/*")
+        head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}"]
+        head += ["User-Agent: curl/8.5.0", "Accept: */*"]
         if token is not None:
-            connection.putheader("Authorization", f"Bearer {token}")
+            head.append(f"Authorization: Bearer {token}")
         if body is not None:
-            connection.putheader("Content-Type", "application/json")
-            connection.putheader("Content-Length", str(len(content)))
-        connection.endheaders(content or None)
+            head += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+        return "\r\n".join([*head, "", ""]).encode("ascii") + content
 
     def _since_last(self) -> Wire:
         assert self._socket is not None

@@ -149,6 +149,7 @@ class ThrowawayHomeserver:
     Attributes:
         folder: where everything lies; exists from `start` on.
         ports: valid from `start` on.
+        released_pid: the process that `release` let go of, or None.
     """
 
     def __init__(
@@ -184,6 +185,7 @@ class ThrowawayHomeserver:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._ports: Ports | None = ports
+        self.released_pid: int | None = None
 
     # What it is
 
@@ -317,6 +319,8 @@ class ThrowawayHomeserver:
         if process is None:
             raise RuntimeError("the homeserver does not run")
         _running.discard(self)
+        self._given_folder = self._folder
+        self.released_pid = process.pid
         process.returncode = 0  # it is somebody else's now: Popen's destructor need not warn
         return process.pid
 
