@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress
 
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 
@@ -31,7 +31,7 @@ class Call:
     """
 
     request: MatrixRequest
-    client: IAddress
+    client: IPv4Address | IPv6Address
     cancelled: bool = False
     _answer: Deferred[MatrixResponse] | None = attrs.field(default=None, repr=False)
 
@@ -86,13 +86,14 @@ class FakeDispatcher:
         wanted = path.encode("ascii")
         return [c.request for c in self.calls if (c.request.method, c.request.path) == (method, wanted)]
 
-    def dispatch(self, request: MatrixRequest, client: IAddress) -> Deferred[MatrixResponse]:
+    def dispatch(self, request: MatrixRequest, client: IPv4Address | IPv6Address) -> Deferred[MatrixResponse]:
         """Serve one request; see the protocol."""
         call = Call(request, client)
         self.calls.append(call)
         handler = self._handlers.get((request.method, request.path), self._otherwise)
         if handler is not None:
-            return maybeDeferred(handler, request)
+            answer: Deferred[MatrixResponse] = maybeDeferred(cast(Callable[..., Any], handler), request)
+            return answer
 
         def cancelled(_: Deferred[MatrixResponse]) -> None:
             call.cancelled = True
