@@ -134,7 +134,8 @@ class Transfer:
         options = self._options
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
-        if self._down_limit < MAX_SZX:
+        last = not self.uploads_blocks or not self._current_block().more
+        if last and self._down_limit < MAX_SZX:
             options = options.with_option(OptionNumber.BLOCK2, Block(0, False, self._down_limit).encode())
         if not self.uploads_blocks:
             self._sending = len(self._payload)

@@ -1,102 +1,350 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The messages of RFC 7252 appendix A, figures 16-23, byte for byte."""
+"""The examples of RFC 7252 as lock-step tests: appendix A (figures 16 to 23), and figures 2 to 6.
+
+A dashed line in the RFC's diagrams is an Empty message. Where a figure can be played with the endpoint at either
+end, it is.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.coap.message import Message
-from synapse_lb.coap.numbers import Code, OptionNumber, Type
+from synapse_lb.coap.events import (
+    CoapRequest,
+    CoapResponse,
+    RequestFailed,
+    RequestReceived,
+    ResponseReceived,
+    ResponseUndelivered,
+)
+from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.options import Options
+from synapse_lb.coap.tuning import Tuning
+from tests.coap.lockstep import Script
 
 TEMPERATURE = Options.of((OptionNumber.URI_PATH, b"temperature"))
+WARM = CoapResponse(Code.CONTENT, Options(), b"22.3 C")
 
 
-def get(type_: Type, message_id: int, token: bytes = b"") -> Message:
-    return Message(type_, Code.GET, message_id, token, TEMPERATURE)
+def get(*, confirmable: bool = True) -> CoapRequest:
+    return CoapRequest(Code.GET, TEMPERATURE, confirmable=confirmable)
 
 
-def content(type_: Type, message_id: int, token: bytes = b"", payload: bytes = b"22.3 C") -> Message:
-    return Message(type_, Code.CONTENT, message_id, token, payload=payload)
+class ServerExamples(SynchronousTestCase):
+    """The endpoint is the server."""
 
+    def setUp(self) -> None:
+        self.script = Script(self)
 
-class AppendixATests(SynchronousTestCase):
-    def assert_wire(self, *rows: tuple[Message, str]) -> None:
-        for message, encoded in rows:
-            data = bytes.fromhex(encoded)
-            self.assertEqual(message.encode(), data)
-            self.assertEqual(Message.decode(data), message)
+    def tearDown(self) -> None:
+        self.script.nothing_leaks()
 
-    #    0                   1                   2                   3
-    #    0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   | 1 | 0 |   0   |     GET=1     |          MID=0x7d34           |
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   |  11   |  11   |      "temperature" (11 B) ...
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   | 1 | 2 |   0   |    2.05=69    |          MID=0x7d34           |
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   |1 1 1 1 1 1 1 1|      "22.3 C" (6 B) ...
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
+    def _answer(self, response: CoapResponse = WARM) -> None:
+        event = self.script.event(RequestReceived)
+        self.assertEqual(event.request.options, TEMPERATURE)
+        self.script.endpoint.respond(event.exchange, response, self.script.now)
+
     def test_figure_16_piggybacked_response(self) -> None:
-        self.assert_wire(
-            (get(Type.CON, 0x7D34), "40017d34 bb 74656d7065726174757265"),
-            (content(Type.ACK, 0x7D34), "60457d34 ff 32322e332043"),
-        )
-        self.assertEqual(len(get(Type.CON, 0x7D34).encode()), 16)
-        self.assertEqual(len(content(Type.ACK, 0x7D34).encode()), 11)
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d34)
+           | GET  |   Uri-Path: "temperature"
+           |      |
+           |<-----+     Header: 2.05 Content (T=ACK, Code=2.05, MID=0x7d34)
+           | 2.05 |    Payload: "22.3 C"
+        """
+        self.script.peer_sends("CON [0x7d34] GET /temperature")
+        self._answer()
+        self.script.endpoint_sends('ACK [0x7d34] 2.05 "22.3 C"')
 
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   | 1 | 0 |   1   |     GET=1     |          MID=0x7d35           |
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   |     0x20      |
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    #   |  11   |  11   |      "temperature" (11 B) ...
-    #   +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
-    def test_figure_17_token(self) -> None:
-        self.assert_wire(
-            (get(Type.CON, 0x7D35, b"\x20"), "41017d35 20 bb 74656d7065726174757265"),
-            (content(Type.ACK, 0x7D35, b"\x20"), "61457d35 20 ff 32322e332043"),
-        )
-        self.assertEqual(len(get(Type.CON, 0x7D35, b"\x20").encode()), 17)
-        self.assertEqual(len(content(Type.ACK, 0x7D35, b"\x20").encode()), 12)
+    def test_figure_16_is_these_bytes(self) -> None:
+        """
+         0                   1                   2                   3
+         0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
+        | 1 | 0 |   0   |     GET=1     |          MID=0x7d34           |
+        |  11   |  11   |      "temperature" (11 B) ...
 
-    def test_figures_18_and_19_retransmission(self) -> None:
-        self.assert_wire(
-            (get(Type.CON, 0x7D36, b"\x31"), "41017d36 31 bb 74656d7065726174757265"),
-            (content(Type.ACK, 0x7D36, b"\x31"), "61457d36 31 ff 32322e332043"),
-            (get(Type.CON, 0x7D37, b"\x42"), "41017d37 42 bb 74656d7065726174757265"),
-            (content(Type.ACK, 0x7D37, b"\x42"), "61457d37 42 ff 32322e332043"),
-        )
+        | 1 | 2 |   0   |    2.05=69    |          MID=0x7d34           |
+        |1 1 1 1 1 1 1 1|      "22.3 C" (6 B) ...
+        """
+        self.script.peer_sends_bytes(bytes.fromhex("40017d34bb") + b"temperature")
+        self._answer()
+        sent = self.script.endpoint.datagrams_to_send(self.script.now)
+        self.assertEqual(sent, [("peer", bytes.fromhex("60457d34ff") + b"22.3 C")])
+
+    def test_figure_17_piggybacked_response_with_a_token(self) -> None:
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d35)
+           | GET  |      Token: 0x20
+           |      |   Uri-Path: "temperature"
+           |      |
+           |<-----+     Header: 2.05 Content (T=ACK, Code=2.05, MID=0x7d35)
+           | 2.05 |      Token: 0x20
+           |      |    Payload: "22.3 C"
+        """
+        self.script.peer_sends("CON [0x7d35] GET Token=20 /temperature")
+        self._answer()
+        self.script.endpoint_sends('ACK [0x7d35] 2.05 Token=20 "22.3 C"')
+
+    def test_figure_18_request_retransmitted(self) -> None:
+        """
+        Client  Server
+           |      |
+           +----X |     Header: GET (T=CON, Code=0.01, MID=0x7d36)
+           | GET  |      Token: 0x31
+           |      |   Uri-Path: "temperature"
+        TIMEOUT   |
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d36)
+           | GET  |      Token: 0x31
+           |      |   Uri-Path: "temperature"
+           |      |
+           |<-----+     Header: 2.05 Content (T=ACK, Code=2.05, MID=0x7d36)
+           | 2.05 |      Token: 0x31
+           |      |    Payload: "22.3 C"
+        """
+        self.script.passes(2.5)
+        self.script.peer_sends("CON [0x7d36] GET Token=31 /temperature")
+        self._answer()
+        self.script.endpoint_sends('ACK [0x7d36] 2.05 Token=31 "22.3 C"')
+
+    def test_figure_19_response_retransmitted(self) -> None:
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d37)
+           | GET  |      Token: 0x42
+           |      |   Uri-Path: "temperature"
+           |      |
+           | X----+     Header: 2.05 Content (T=ACK, Code=2.05, MID=0x7d37)
+           | 2.05 |      Token: 0x42
+           |      |    Payload: "22.3 C"
+        TIMEOUT   |
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d37)
+           | GET  |      Token: 0x42
+           |      |   Uri-Path: "temperature"
+           |      |
+           |<-----+     Header: 2.05 Content (T=ACK, Code=2.05, MID=0x7d37)
+           | 2.05 |      Token: 0x42
+           |      |    Payload: "22.3 C"
+        """
+        script = self.script
+        script.peer_sends("CON [0x7d37] GET Token=42 /temperature")
+        self._answer()
+        script.lost('ACK [0x7d37] 2.05 Token=42 "22.3 C"')
+        script.passes(2.5)
+        script.peer_sends("CON [0x7d37] GET Token=42 /temperature")
+        script.endpoint_sends('ACK [0x7d37] 2.05 Token=42 "22.3 C"')
+        script.no_event()
+        self.assertEqual(script.endpoint.counters.duplicates, 1)
 
     def test_figure_20_separate_response(self) -> None:
-        self.assert_wire(
-            (get(Type.CON, 0x7D38, b"\x53"), "41017d38 53 bb 74656d7065726174757265"),
-            (Message(Type.ACK, Code.EMPTY, 0x7D38), "60007d38"),
-            (content(Type.CON, 0xAD7B, b"\x53"), "4145ad7b 53 ff 32322e332043"),
-            (Message(Type.ACK, Code.EMPTY, 0xAD7B), "6000ad7b"),
-        )
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d38)
+           | GET  |      Token: 0x53
+           |      |   Uri-Path: "temperature"
+           |      |
+           |<- - -+     Header: (T=ACK, Code=0.00, MID=0x7d38)
+           |      |
+           |<-----+     Header: 2.05 Content (T=CON, Code=2.05, MID=0xad7b)
+           | 2.05 |      Token: 0x53
+           |      |    Payload: "22.3 C"
+           |      |
+           +- - ->|     Header: (T=ACK, Code=0.00, MID=0xad7b)
+        """
+        script = self.script
+        script.peer_sends("CON [0x7d38] GET Token=53 /temperature")
+        script.passes(1.4)
+        script.endpoint_is_quiet()
+        script.passes(0.1)
+        script.endpoint_sends("ACK [0x7d38]")
+        script.passes(5)
+        self._answer()
+        script.endpoint_sends('CON [$m] 2.05 Token=53 "22.3 C"')
+        script.peer_sends("ACK [$m]")
+        self.assertEqual(script.endpoint.open_exchanges, 0)
 
-    def test_figure_21_unexpected_separate_response(self) -> None:
-        self.assert_wire(
-            (get(Type.CON, 0x7D39, b"\x64"), "41017d39 64 bb 74656d7065726174757265"),
-            (Message(Type.ACK, Code.EMPTY, 0x7D39), "60007d39"),
-            (content(Type.CON, 0xAD7C, b"\x64"), "4145ad7c 64 ff 32322e332043"),
-            (Message(Type.RST, Code.EMPTY, 0xAD7C), "7000ad7c"),
-        )
+    def test_figure_21_separate_response_unexpected(self) -> None:
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=CON, Code=0.01, MID=0x7d39)
+           | GET  |      Token: 0x64
+           |      |   Uri-Path: "temperature"
+         CRASH    |
+           |      |
+           |<- - -+     Header: (T=ACK, Code=0.00, MID=0x7d39)
+           |      |
+           |<-----+     Header: 2.05 Content (T=CON, Code=2.05, MID=0xad7c)
+           | 2.05 |      Token: 0x64
+           |      |    Payload: "22.3 C"
+           |      |
+           +- - ->|     Header: (T=RST, Code=0.00, MID=0xad7c)
+        """
+        script = self.script
+        script.peer_sends("CON [0x7d39] GET Token=64 /temperature")
+        script.passes(1.5)
+        script.endpoint_sends("ACK [0x7d39]")
+        self._answer()
+        script.endpoint_sends('CON [$m] 2.05 Token=64 "22.3 C"')
+        script.peer_sends("RST [$m]")
+        script.event(ResponseUndelivered)
+        self.assertEqual(script.endpoint.counters.resets_received, 1)
 
     def test_figure_22_non_confirmable(self) -> None:
-        self.assert_wire(
-            (get(Type.NON, 0x7D40, b"\x75"), "51017d40 75 bb 74656d7065726174757265"),
-            (content(Type.NON, 0xAD7D, b"\x75"), "5145ad7d 75 ff 32322e332043"),
-        )
+        """
+        Client  Server
+           |      |
+           +----->|     Header: GET (T=NON, Code=0.01, MID=0x7d40)
+           | GET  |      Token: 0x75
+           |      |   Uri-Path: "temperature"
+           |      |
+           |<-----+     Header: 2.05 Content (T=NON, Code=2.05, MID=0xad7d)
+           | 2.05 |      Token: 0x75
+           |      |    Payload: "22.3 C"
+        """
+        self.script.peer_sends("NON [0x7d40] GET Token=75 /temperature")
+        self.script.passes(10)
+        self._answer()
+        self.script.endpoint_sends('NON [$m] 2.05 Token=75 "22.3 C"')
 
-    def test_figure_23_answers_to_a_multicast(self) -> None:
-        self.assert_wire(
-            (get(Type.NON, 0x7D41, b"\x86"), "51017d41 86 bb 74656d7065726174757265"),
-            (content(Type.NON, 0x60B1, b"\x86"), "514560b1 86 ff 32322e332043"),
-            (content(Type.NON, 0x01A0, b"\x86", b"20.9 C"), "514501a0 86 ff 32302e392043"),
-            (Message(Type.NON, Code.NOT_FOUND, 0x952A, b"\x86"), "5184952a 86"),
-        )
+    def test_figure_23_non_confirmable_not_found(self) -> None:
+        """As node C of the figure, over unicast: this endpoint has no multicast.
+
+        Client  A    B    C
+           |    |    |    |
+           +-------------->|     Header: GET (T=NON, Code=0.01, MID=0x7d41)
+           | GET           |      Token: 0x86
+           |               |   Uri-Path: "temperature"
+           |               |
+           |<--------------+     Header: 4.04 Not Found (T=NON, Code=4.04, MID=0x952b)
+           | 4.04          |      Token: 0x86
+        """
+        self.script.peer_sends("NON [0x7d41] GET Token=86 /temperature")
+        self._answer(CoapResponse(Code.NOT_FOUND))
+        self.script.endpoint_sends("NON [$m] 4.04 Token=86")
+
+    def test_figure_4_not_found(self) -> None:
+        """
+        Client              Server
+           |   CON [0xbc91]   |
+           | GET /temperature |
+           |   (Token 0x72)   |
+           +----------------->|
+           |                  |
+           |   ACK [0xbc91]   |
+           |  4.04 Not Found  |
+           |   (Token 0x72)   |
+           |   "Not found"    |
+           |<-----------------+
+        """
+        self.script.peer_sends("CON [0xbc91] GET Token=72 /temperature")
+        self._answer(CoapResponse(Code.NOT_FOUND, Options(), b"Not found"))
+        self.script.endpoint_sends('ACK [0xbc91] 4.04 Token=72 "Not found"')
+
+
+class ClientExamples(SynchronousTestCase):
+    """The endpoint is the client."""
+
+    def setUp(self) -> None:
+        self.script = Script(self)
+
+    def tearDown(self) -> None:
+        self.script.nothing_leaks()
+
+    def _request(self, *, confirmable: bool = True) -> int:
+        return self.script.endpoint.request("peer", get(confirmable=confirmable), self.script.now)
+
+    def _is_answered(self, exchange: int) -> None:
+        event = self.script.event(ResponseReceived)
+        self.assertEqual((event.exchange, event.response), (exchange, WARM))
+
+    def test_figure_17_piggybacked_response(self) -> None:
+        """See `ServerExamples.test_figure_17_piggybacked_response_with_a_token`."""
+        exchange = self._request()
+        self.script.endpoint_sends("CON [$m] GET Token=$t /temperature")
+        self.script.peer_sends('ACK [$m] 2.05 Token=$t "22.3 C"')
+        self._is_answered(exchange)
+
+    def test_figures_18_and_19_retransmission(self) -> None:
+        """See `ServerExamples.test_figure_19_response_retransmitted`: to the client both are the same."""
+        script = self.script
+        exchange = self._request()
+        script.lost("CON [$m] GET Token=$t /temperature")
+        script.passes(1.9)
+        script.endpoint_is_quiet()
+        script.passes(1.2)
+        script.endpoint_sends("CON [$m] GET Token=$t /temperature")
+        script.peer_sends('ACK [$m] 2.05 Token=$t "22.3 C"')
+        self._is_answered(exchange)
+        script.peer_sends('ACK [$m] 2.05 Token=$t "22.3 C"')
+        script.no_event()
+
+    def test_figure_2_all_retransmissions_fail(self) -> None:
+        """RFC 7252 section 4.2: the timeout doubles MAX_RETRANSMIT times, then the request fails."""
+        script = self.script = Script(self, tuning=Tuning(adaptive_rto=False))
+        exchange = self._request()
+        sent_at = []
+        failed: RequestFailed | None = None
+        while failed is None:
+            sent_at += [script.now for _ in script.datagrams()]
+            script.until_timer()
+            event = script.endpoint.next_event()
+            if event is not None:
+                assert isinstance(event, RequestFailed)
+                failed = event
+        self.assertEqual(failed.exchange, exchange)
+        self.assertEqual(len(sent_at), 5)
+        waits = [later - earlier for earlier, later in pairwise(sent_at)]
+        self.assertTrue(2.0 <= waits[0] <= 3.0, waits)
+        for shorter, longer in pairwise(waits):
+            self.assertAlmostEqual(longer, 2 * shorter)
+        self.assertAlmostEqual(script.now - sent_at[-1], 2 * waits[-1])
+
+    def test_figure_20_separate_response(self) -> None:
+        """See `ServerExamples.test_figure_20_separate_response`."""
+        script = self.script
+        exchange = self._request()
+        script.endpoint_sends("CON [$m] GET Token=$t /temperature")
+        script.peer_sends("ACK [$m]")
+        script.passes(60)
+        script.endpoint_is_quiet()
+        script.peer_sends('CON [0xad7b] 2.05 Token=$t "22.3 C"')
+        script.endpoint_sends("ACK [0xad7b]")
+        self._is_answered(exchange)
+
+    def test_figure_20_with_a_lost_acknowledgement(self) -> None:
+        """The client's ACK is lost, so the server sends its response again: acknowledged again, heard once."""
+        script = self.script
+        exchange = self._request()
+        script.endpoint_sends("CON [$m] GET Token=$t /temperature")
+        script.peer_sends("ACK [$m]")
+        script.peer_sends('CON [0xad7b] 2.05 Token=$t "22.3 C"')
+        script.lost("ACK [0xad7b]")
+        self._is_answered(exchange)
+        script.passes(3)
+        script.peer_sends('CON [0xad7b] 2.05 Token=$t "22.3 C"')
+        script.endpoint_sends("ACK [0xad7b]")
+
+    def test_figure_21_separate_response_unexpected(self) -> None:
+        """See `ServerExamples.test_figure_21_separate_response_unexpected`; the unexpected ACK is ignored."""
+        script = self.script
+        script.peer_sends("ACK [0x7d39]")
+        script.endpoint_is_quiet()
+        script.peer_sends('CON [0xad7c] 2.05 Token=64 "22.3 C"')
+        script.endpoint_sends("RST [0xad7c]")
+
+    def test_figure_22_non_confirmable(self) -> None:
+        """See `ServerExamples.test_figure_22_non_confirmable`."""
+        exchange = self._request(confirmable=False)
+        self.script.endpoint_sends("NON [$m] GET Token=$t /temperature")
+        self.script.peer_sends('NON [0xad7d] 2.05 Token=$t "22.3 C"')
+        self._is_answered(exchange)
