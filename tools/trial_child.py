@@ -12,11 +12,31 @@ from __future__ import annotations
 import faulthandler
 import json
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from twisted.trial.reporter import TimingTextReporter
+from twisted.trial.reporter import VerboseTextReporter
 from twisted.trial.runner import TestLoader, TrialRunner
+
+SLOW: Final = 1.0
+"""Seconds from which a test's line says how long it took."""
+
+
+class LineReporter(VerboseTextReporter):
+    """One line for each test: its name, what came out, and how long it took if that was long."""
+
+    def startTest(self, test: Any) -> None:
+        """Begin the line."""
+        self._began = time.monotonic()
+        super().startTest(test)
+
+    def stopTest(self, test: Any) -> None:
+        """End the line."""
+        took = time.monotonic() - self._began
+        if took >= SLOW:
+            self._write(f" ({took:.1f} s)")
+        super().stopTest(test)
 
 
 def counts(result: Any) -> dict[str, Any]:
@@ -48,7 +68,7 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(deadline), exit=True)
     suite = TestLoader().loadByNames(names, recurse=True)
-    one_line_per_test: Any = TimingTextReporter
+    one_line_per_test: Any = LineReporter
     result: Any = TrialRunner(one_line_per_test, workingDirectory=folder).run(suite)
     faulthandler.cancel_dump_traceback_later()
     result_file.write_text(json.dumps(counts(result), indent=1))
