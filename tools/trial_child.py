@@ -29,14 +29,14 @@ class LineReporter(VerboseTextReporter):
     def startTest(self, test: Any) -> None:
         """Begin the line."""
         self._began = time.monotonic()
-        super().startTest(test)
+        VerboseTextReporter.startTest(self, test)
 
     def stopTest(self, test: Any) -> None:
         """End the line."""
         took = time.monotonic() - self._began
         if took >= SLOW:
             self._write(f" ({took:.1f} s)")
-        super().stopTest(test)
+        VerboseTextReporter.stopTest(self, test)
 
 
 def counts(result: Any) -> dict[str, Any]:
