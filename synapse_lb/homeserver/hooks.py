@@ -130,10 +130,10 @@ def teach_listener_type(name: str, parse: Callable[[int, dict[str, Any]], Parsed
         parse: given the entry's index and content, returns the parsed entry or raises ``ConfigError``.
     """
     for holder in (server_config, workers_config):
-        original = holder.parse_listener_def  # type: ignore[attr-defined,unused-ignore]
+        original = vars(holder)["parse_listener_def"]
         if name in getattr(original, "synapse_lb_types", ()):
             continue
-        holder.__dict__["parse_listener_def"] = _parser_with(original, name, parse)
+        _set(holder, "parse_listener_def", _parser_with(original, name, parse))
 
 
 def _parser_with(
@@ -208,7 +208,7 @@ def _stop_advertising(config: HomeServerConfig) -> None:
 
 
 def _set(owner: object, name: str, value: object) -> None:
-    """Assign to a method, which is what a hook is."""
+    """Replace a function or a method, which is what a hook is."""
     setattr(owner, name, value)
 
 
