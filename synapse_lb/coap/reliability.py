@@ -42,6 +42,7 @@ class Transmission:
         message: The message.
         datagram: Its bytes.
         on_outcome: Called once, unless it is stopped.
+        allowance: Seconds that the peer may take before it acknowledges.
         first_sent: Monotonic seconds.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
@@ -52,6 +53,7 @@ class Transmission:
     message: Message
     datagram: bytes
     on_outcome: OnOutcome
+    allowance: float = 0.0
     first_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
@@ -68,7 +70,15 @@ class ReliabilityLayer:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def send(self, state: PeerState, message: Message, on_outcome: OnOutcome, now: float) -> Transmission:
+    def send(
+        self,
+        state: PeerState,
+        message: Message,
+        on_outcome: OnOutcome,
+        now: float,
+        *,
+        allowance: float = 0.0,
+    ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
 
         Args:
@@ -76,12 +86,13 @@ class ReliabilityLayer:
             message: With a message id that `PeerState.take_message_id` gave out.
             on_outcome: Told how it ended.
             now: Monotonic seconds.
+            allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
 
         Raises:
             MessageError: The message has no wire form.
             OptionError: One of its options has none.
         """
-        transmission = Transmission(state, message, message.encode(), on_outcome)
+        transmission = Transmission(state, message, message.encode(), on_outcome, allowance)
         if len(state.outstanding) < self._core.tuning.nstart:
             self._start(transmission, now)
         else:
@@ -141,7 +152,7 @@ class ReliabilityLayer:
         state = transmission.peer
         state.outstanding[transmission.message.message_id] = transmission
         transmission.first_sent = now
-        transmission.timeout = state.settings.rto.draw(self._core.random)
+        transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
         self._transmit(transmission, now)
 
     def _transmit(self, transmission: Transmission, now: float) -> None:

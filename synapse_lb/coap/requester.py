@@ -136,7 +136,11 @@ class Requester:
             message_id = state.take_message_id(now, tuning.exchange_lifetime)
             message = Message(Type.CON, transfer.code, message_id, exchange.token, options, payload)
             exchange.advance(Step.SEND_CONFIRMABLE)
-            exchange.transmission = self._reliability.send(state, message, self._on_outcome(exchange), now)
+            # A peer like this endpoint holds its ACK back for so long, to send the response with it.
+            allowance = 0.0 if transfer.answered_at_once else tuning.separate_after
+            exchange.transmission = self._reliability.send(
+                state, message, self._on_outcome(exchange), now, allowance=allowance
+            )
         else:
             message_id = state.take_message_id(now, tuning.non_lifetime)
             self._core.send(

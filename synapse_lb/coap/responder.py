@@ -226,7 +226,9 @@ class Responder:
 
     def _continue(self, state: PeerState, message: Message, seen: Seen, block1: Block, now: float) -> None:
         options = Options().with_option(OptionNumber.BLOCK1, block1.encode())
-        self._reply(state, message, seen, Code.CONTINUE, options, b"", now, harmless=True)
+        # To take the first block once more would begin the upload anew.
+        harmless = block1.number > 0
+        self._reply(state, message, seen, Code.CONTINUE, options, b"", now, harmless=harmless)
 
     def _serve_block(
         self, state: PeerState, message: Message, seen: Seen, key: BlockKey, wanted: Block, now: float
@@ -236,7 +238,8 @@ class Responder:
         block, payload = snapshot.cut(wanted.offset, min(wanted.szx, self._core.limits.block_szx))
         options = snapshot.options.with_option(OptionNumber.BLOCK2, block.encode())
         self._counters.blocks_sent += 1
-        self._reply(state, message, seen, snapshot.code, options, payload, now, harmless=True)
+        # Once the last block is sent, the body goes soon.
+        self._reply(state, message, seen, snapshot.code, options, payload, now, harmless=block.more)
         self.snapshots.served(snapshot, block, now)
 
     def _refuse(

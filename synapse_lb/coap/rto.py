@@ -74,10 +74,18 @@ class RetransmissionTimeout:
         if self._tuning.adaptive_rto:
             self._timeout = max(self._timeout, self._bounded(timeout))
 
-    def draw(self, source: random.Random) -> float:
+    def draw(self, source: random.Random, allowance: float = 0.0) -> float:
         """Return the timeout for a new message, in seconds: between the timeout and ACK_RANDOM_FACTOR times
-        it."""
-        return self._timeout * source.uniform(1.0, self._tuning.ack_random_factor)
+        it.
+
+        Args:
+            source: Of the randomness.
+            allowance: Seconds that the peer may take before it acknowledges, on top of the measured round trip.
+        """
+        timeout = self._timeout * source.uniform(1.0, self._tuning.ack_random_factor)
+        if self._srtt is None:
+            return timeout
+        return max(timeout, self._srtt + _K * self._rttvar + allowance)
 
     def _bounded(self, timeout: float) -> float:
         return min(max(timeout, self._tuning.min_rto), self._tuning.max_rto)

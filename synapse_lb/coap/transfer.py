@@ -123,9 +123,10 @@ class Transfer:
         return not self._downloading and len(self._payload) > 16 << self._up_szx
 
     @property
-    def blockwise(self) -> bool:
-        """Whether the message that `next_message` returned carries, or asks for, a block of several."""
-        return self._downloading or self.uploads_blocks
+    def answered_at_once(self) -> bool:
+        """Whether the peer has nothing to work on to answer the message that `next_message` returned: it asks
+        for a further block, or carries a block before the last."""
+        return self._downloading or (self.uploads_blocks and self._current_block().more)
 
     def next_message(self) -> tuple[Options, bytes]:
         """Return the options and the payload of the message to be sent now."""
