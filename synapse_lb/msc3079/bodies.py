@@ -107,18 +107,15 @@ def _too_deep() -> MappingError:
 
 
 def _is_deeper(value: Any, max_depth: int) -> bool:
-    level = [value]
-    for _ in range(max_depth + 1):
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(max_depth):
         level = [
             child
             for container in level
-            if isinstance(container, (dict, list))
             for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, (dict, list))
         ]
-        if not level:
-            return False
-    # What is left hangs below max_depth + 1 containers.
-    return True
+    return bool(level)
 
 
 def write_body(value: Any, reply: ReplyFormat) -> bytes:
