@@ -26,6 +26,7 @@ from synapse_lb.txdtls.errors import (
     HandshakeTimeout,
     NetworkUnreachable,
     PeerClosed,
+    SocketLost,
 )
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
@@ -120,6 +121,23 @@ class ClientProtocol(DatagramProtocol):
         """
         self.counters.connections_refused += 1
         if not self.over and not self._reported:
+            self._fail(NetworkUnreachable(f"nobody listens on {format_address(self.peer)}"))
+
+    def stopProtocol(self) -> None:
+        """The socket is closed.
+
+        Twisted's epoll reactor closes a connected UDP socket on an ICMP error without calling
+        `connectionRefused`. The server knows the association by our port, so it is over too.
+        """
+        if self.over:
+            return
+        self.counters.connections_refused += 1
+        if self._reported:
+            self.end(
+                SocketLost(f"the network says that nobody listens on {format_address(self.peer)}"),
+                notify=False,
+            )
+        else:
             self._fail(NetworkUnreachable(f"nobody listens on {format_address(self.peer)}"))
 
     # -- what ClientAssociation calls

@@ -90,6 +90,10 @@ class IdleTimeout(AssociationLost):
     """Nothing came from the peer for the idle timeout."""
 
 
+class SocketLost(AssociationLost):
+    """The network layer closed the socket (ICMP port unreachable)."""
+
+
 class Evicted(AssociationLost):
     """The table was full and this was the association that had been silent for longest."""
 
