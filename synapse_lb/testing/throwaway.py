@@ -141,6 +141,7 @@ class ThrowawayHomeserver:
         log_level: the level of the log file.
         address: the address that all listeners bind to.
         ports: fixed ports instead of free ones.
+        http_resources: what the two HTTP listeners serve.
         extra_config: top-level keys of ``homeserver.yaml`` that replace what is written otherwise.
         python: the interpreter; its environment decides which Synapse runs.
         folder: keep everything here, and do not remove it; by default a new temporary folder.
@@ -163,6 +164,7 @@ class ThrowawayHomeserver:
         log_level: str = "INFO",
         address: str = "127.0.0.1",
         ports: Ports | None = None,
+        http_resources: Sequence[str] = ("client",),
         extra_config: Mapping[str, Any] | None = None,
         python: str = sys.executable,
         folder: Path | None = None,
@@ -176,6 +178,7 @@ class ThrowawayHomeserver:
             presence=presence,
             log_level=log_level,
             address=address,
+            http_resources=list(http_resources),
             extra_config=dict(extra_config or {}),
         )
         self._python = python

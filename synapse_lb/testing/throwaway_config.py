@@ -58,6 +58,7 @@ class Settings:
     presence: bool
     log_level: str
     address: str
+    http_resources: list[str]
     extra_config: dict[str, Any]
 
 
@@ -103,7 +104,7 @@ def homeserver_config(
 
 def _listeners(settings: Settings, http: int, https: int, lowbandwidth: int) -> list[dict[str, Any]]:
     common = {"bind_addresses": [settings.address]}
-    resources = {"resources": [{"names": ["client"], "compress": False}]}
+    resources = {"resources": [{"names": settings.http_resources, "compress": False}]}
     listeners = [
         {"type": "http", "port": http, "tls": False, **common, **resources},
         {"type": "http", "port": https, "tls": True, **common, **resources},
