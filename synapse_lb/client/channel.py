@@ -62,6 +62,7 @@ class Channel:
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._heard_at = float("-inf")
+        self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
         self._endpoint = Endpoint(random=random.Random(), tuning=tuning, limits=limits)
         self._driver = EndpointDriver(self._endpoint, clock, self._send, self._on_event)
@@ -134,7 +135,7 @@ class Channel:
         waiting, self._waiting = self._waiting, {}
         self._on_lost(self, reason)
         for answer, _ in waiting.values():
-            error = ConnectionLost(f"the association has ended: {reason}")
+            error = ConnectionLost(f"the association has ended: {self._why_lost or reason}")
             error.__cause__ = reason
             answer.errback(Failure(error))
 
@@ -159,6 +160,7 @@ class Channel:
             if isinstance(event.error, coap_errors.RequestTimedOut) and self._heard_at < started:
                 # A server that restarted without a word answers no record of its old associations, and only a
                 # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
+                self._why_lost = str(_client_error(event.error))
                 self.close()
             error = _client_error(event.error)
             error.__cause__ = event.error

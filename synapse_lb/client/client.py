@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import AssociationInfo, Connector
 from synapse_lb.client.counters import Traffic
-from synapse_lb.client.errors import BadRequest, BadResponse, RequestTimeout
+from synapse_lb.client.errors import BadRequest, BadResponse, ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.sticky import Carried, StickySender
 from synapse_lb.client.uri import parse_server
@@ -196,17 +196,24 @@ class LowBandwidthClient:
         channel = await self._keeper.ready()
         if ACCESS_TOKEN in request.options:
             channel.sticky.carry_always()
-        return await self._exchange(channel, request)
+        return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
         while True:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
             try:
-                response = await self._exchange(channel, encode(carried))
+                answer = channel.request(encode(carried))
+            except ClientError:
+                channel.sticky.unsent(carried)
+                raise
+            try:
+                response = await answer
             except BaseException:
                 channel.sticky.abandoned(carried)
                 raise
+            finally:
+                self._keeper.close_if_idle(channel)
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
                 self._key_version = None
@@ -227,12 +234,6 @@ class LowBandwidthClient:
             self._keeper.retire(channel)
             channel = await self._keeper.ready()
         return channel
-
-    async def _exchange(self, channel: Channel, request: CoapRequest) -> CoapResponse:
-        try:
-            return await channel.request(request)
-        finally:
-            self._keeper.close_if_idle(channel)
 
 
 def _decoded(response: CoapResponse) -> MatrixResponse:

@@ -94,6 +94,10 @@ class StickySender:
             self._token_known = True
         self._leave(carried)
 
+    def unsent(self, carried: Carried) -> None:
+        """Take note that a request could not be sent after all."""
+        self._leave(carried)
+
     def key_version_refused(self, carried: Carried) -> None:
         """Take note of a 4.02 to a request with option 257: it was not run, and the option is not sent again."""
         self._key_version_known = True

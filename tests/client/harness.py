@@ -61,9 +61,9 @@ class Dispatcher:
         self.waiting: list[Deferred[MatrixResponse]] = []
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
-        """Answer at once, but for paths that end in `/wait`: those are answered by the test."""
+        """Answer at once, but for paths with `/wait`: those are answered by the test."""
         self.requests.append(request)
-        if request.path.endswith(b"/wait"):
+        if b"/wait" in request.path:
             waiting: Deferred[MatrixResponse] = Deferred(self._cancel)
             self.waiting.append(waiting)
             return waiting

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from twisted.internet.defer import CancelledError, gatherResults
@@ -183,13 +184,14 @@ class BadResponseTests(LoopbackTestCase):
             (0x45, Options().with_uint(OptionNumber.CONTENT_FORMAT, 40), b"<a>"),
             (0x5E, Options(), b""),
         ):
-            response = CoapResponse(code, options, payload)
-            client = self.make_client(
-                self.start_server(PlainServer(lambda _, response=response: response)), key_version=None
-            )
+            server = self.start_server(PlainServer(self._always(CoapResponse(code, options, payload))))
+            client = self.make_client(server, key_version=None)
             error = await self.assertFailure(client.request("GET", "/_matrix/client/versions"), BadResponse)
             assert isinstance(error, BadResponse)
             self.assertEqual(error.code, code)
+
+    def _always(self, response: CoapResponse) -> Callable[[CoapRequest], CoapResponse]:
+        return lambda _: response
 
 
 class StickyTests(LoopbackTestCase):
@@ -277,13 +279,17 @@ class StickyTests(LoopbackTestCase):
 
 
 class EndingTests(LoopbackTestCase):
-    async def test_cancel_reaches_the_dispatcher(self) -> None:
-        client = self.make_client(self.start_server())
-        waiting = client.request("GET", "/_matrix/client/v3/wait")
+    async def test_cancelled_request_wants_no_answer(self) -> None:
+        server = self.start_server()
+        client = self.make_client(server)
+        waiting = client.request("GET", "/_matrix/client/v3/wait/sync", {"timeout": "30000"})
         await until(lambda: self.dispatcher.waiting)
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.dispatcher.waiting[0].callback(MatrixResponse(200, {"late": True}))
+        assert isinstance(server.handler, RecordingGateway)
+        counters = server.handler.counters
+        await until(lambda: counters.undelivered == 1)
         self.assertEqual((await client.request("GET", PATH)).status, 200)
 
     async def test_time_limit(self) -> None:

@@ -79,6 +79,14 @@ class TokenTests(SynchronousTestCase):
         sender.abandoned(sender.prepare("a"))
         self.assertFalse(sender.can_take("b"))
 
+    def test_a_request_that_was_not_sent_changes_nothing(self) -> None:
+        sender = StickySender(None)
+        sender.unsent(sender.prepare("a"))
+        sender.answered(sender.prepare("b"))
+        sender.unsent(sender.prepare("b"))
+        self.assertTrue(sender.can_take("a"))
+        self.assertTrue(sender.prepare("b").relies)
+
     def test_tokens_that_may_overtake_each_other_are_always_carried(self) -> None:
         sender = StickySender(None)
         first, second = sender.prepare("a"), sender.prepare("b")
