@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from synapse_lb.msc3079 import cbor, codes, paths_v1
-from synapse_lb.msc3079.bodies import read_body, sniff, write_json
+from synapse_lb.msc3079.bodies import read_body, write_json
 from synapse_lb.msc3079.errors import CborError, MappingError
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
 from synapse_lb.msc3079.options import (
@@ -190,8 +190,8 @@ def _unreadable(message: str) -> MappingError:
 def _read_body(payload: bytes, content_format: int | None, is_error: bool) -> Any:
     if content_format is None and is_error and not 0xA0 <= payload[0] <= 0xBF and payload[:1] != b"{":
         return {"errcode": "M_UNKNOWN", "error": payload.decode("utf-8", "replace")}
-    if content_format == FORMAT_JSON:
-        content_format = sniff(payload)
+    if content_format == FORMAT_JSON and payload[0] >= 0x80:  # no JSON text begins so
+        content_format = FORMAT_CBOR
     try:
         return read_body(payload, content_format, RESPONSE_MAX_DEPTH).value
     except MappingError as error:

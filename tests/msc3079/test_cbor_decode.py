@@ -236,6 +236,7 @@ class NotJsonTests(Refusals):
 
     def test_every_tag(self) -> None:
         """Bignums, dates, regexes, shared and cyclic values, references to strings, and all others."""
+        inner: Any
         for tag in [*range(300), 1004, 43000, 55799, 2**16 - 1, 2**32 - 1, 2**64 - 1]:
             for inner in (0, "a", b"\x01", [], {}, [1, 2], "2020-01-01", None):
                 data = cbor2.dumps(cbor2.CBORTag(tag, inner))

@@ -138,6 +138,7 @@ class RoundTripTests(SynchronousTestCase):
         self.assertEqual(decode(encode(value, 1)).value, value)
 
     def test_long(self) -> None:
+        value: Any
         for value in (["x"] * 300, {str(n): n for n in range(300)}, "x" * 70_000, [[]] * 70_000):
             self.assertEqual(decode(encode(value, 1)).value, value)
 

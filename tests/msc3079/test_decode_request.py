@@ -390,5 +390,6 @@ class AnyRequestTests(SynchronousTestCase):
         self.assertRegex(found.access_token or "x", r"\A[!-~]+\Z")
 
     def test_encoded_body_of_every_kind(self) -> None:
+        value: Any
         for value in ({}, [], "x", 1, True, None):
             self.assertEqual(request(PUT, encode(value), content_format=60).body, value)
