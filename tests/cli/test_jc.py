@@ -89,9 +89,7 @@ class OutputTests(JcTestCase):
         self.assertIn("integer keys", self.terminal.errors())
 
     def test_canonical(self) -> None:
-        self.assertEqual(
-            self.jc('{"bb": 1, "a": 1, "type": 2}').hex(), "a3" + "0202" + "616101" + "62626201"
-        )
+        self.assertEqual(self.jc('{"bb": 1, "a": 1, "type": 2}').hex(), "a3" + "0202" + "616101" + "62626201")
 
     def test_screen_gets_no_binary(self) -> None:
         self.assertEqual(self.jc(ERROR, screen=True), ERROR_CBOR.encode() + b"\n")
