@@ -140,7 +140,7 @@ def generate_self_signed(
     Args:
         names: DNS names and IP addresses it is for; the first is its common name.
         valid_days: Days it is valid.
-        now: Time from which it is valid; the present by default.
+        now: Time an hour before which it becomes valid; the present by default.
 
     Returns:
         Certificate and private key (PKCS #8, unencrypted), both PEM.
@@ -150,6 +150,7 @@ def generate_self_signed(
     """
     if not names:
         raise CertificateError("a certificate needs at least one name")
+    general_names = [_general_name(name) for name in names]
     key = ec.generate_private_key(ec.SECP256R1())
     begins = (now or datetime.datetime.now(datetime.timezone.utc)) - datetime.timedelta(hours=1)
     # RFC 5280 limits a common name to 64 characters; names are matched in the SAN anyway.
@@ -162,7 +163,7 @@ def generate_self_signed(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begins)
         .not_valid_after(begins + datetime.timedelta(days=valid_days))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(general_names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -173,11 +174,13 @@ def generate_self_signed(
 
 
 def _general_name(name: str) -> x509.GeneralName:
+    if not name:
+        raise CertificateError("a certificate cannot be made for an empty name")
     with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
     try:
         return x509.DNSName(name.encode("idna").decode("ascii"))
-    except (ValueError, UnicodeError) as error:
+    except ValueError as error:  # UnicodeError is one
         raise CertificateError(f"{name!r} is neither a DNS name nor an IP address") from error
 
 

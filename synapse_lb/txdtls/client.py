@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 
 from synapse_lb.txdtls.client_protocol import ClientProtocol, format_address
-from synapse_lb.txdtls.context import ClientContext
+from synapse_lb.txdtls.context import ClientContext, check_host_name
 from synapse_lb.txdtls.errors import ConnectError, HandshakeTimeout, LocallyClosed, NetworkUnreachable
 from synapse_lb.txdtls.interfaces import AssociationHandler
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
@@ -116,7 +116,7 @@ def connect(
 
     Args:
         reactor: Offers `Clock`, `listenUDP` (see `DatagramReactor`) and, for names, `nameResolver`.
-        host: DNS name or IP address.
+        host: DNS name or IP address, an IPv6 address also in brackets.
         port: UDP port.
         context: From `make_client_context`.
         server_name: Name or IP address that the certificate has to name, and SNI; `host` by default.
@@ -131,13 +131,14 @@ def connect(
     """
     chosen = options or ClientOptions()
     counters = ClientCounters()
+    target = host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
     def make_protocol(address: str, timeout: float) -> ClientProtocol:
         return ClientProtocol(
             reactor=reactor,
             peer=(address, port),
             context=context,
-            server_name=server_name or host,
+            server_name=server_name or target,
             session=session,
             options=chosen,
             handler=handler,
@@ -146,8 +147,9 @@ def connect(
         )
 
     async def attempt() -> ClientAssociation:
+        check_host_name(server_name or target)
         deadline = reactor.seconds() + chosen.handshake_timeout
-        addresses = await resolve(reactor, host)
+        addresses = await resolve(reactor, target)
         failure: ConnectError = HandshakeTimeout(f"no time left to connect to {host}")
         for position, address in enumerate(addresses):
             share = (deadline - reactor.seconds()) / (len(addresses) - position)

@@ -3,8 +3,9 @@
 
 ChaCha20-Poly1305 is preferred because its records are 8 bytes shorter than GCM's: its nonce is not sent
 (RFC 7905 section 2). TLS_ECDHE_ECDSA_WITH_AES_128_CCM_8, which RFC 7252 section 9.1.3.3 names, is not offered:
-its 64-bit tag puts it below OpenSSL's default security level (checked with OpenSSL 4.0), and lowering the level would admit weak keys and
-signatures for everybody. All clients known to speak MSC3079 offer one of the suites below.
+its 64-bit tag puts it below OpenSSL's default security level (checked with OpenSSL 4.0), and lowering the level
+would admit weak keys and signatures for everybody. All clients known to speak MSC3079 offer one of the suites
+below.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import attrs
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError as IdentityCertificateError
 from service_identity import VerificationError
+from service_identity.hazmat import DNS_ID
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.logger import Logger
 
@@ -27,7 +29,12 @@ from synapse_lb.txdtls.certificates import (
     normalise_fingerprint,
 )
 from synapse_lb.txdtls.cookies import install_cookie_callbacks
-from synapse_lb.txdtls.errors import CertificateError, HandshakeFailed, describe_openssl_error
+from synapse_lb.txdtls.errors import (
+    CertificateError,
+    HandshakeFailed,
+    NameNotResolved,
+    describe_openssl_error,
+)
 
 _log = Logger()
 
@@ -265,6 +272,21 @@ def is_ip_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_host_name(text: str) -> None:
+    """Check that a text can be the name or address of a host.
+
+    Raises:
+        NameNotResolved: It cannot.
+    """
+    if is_ip_address(text):
+        return
+    try:
+        DNS_ID(text)
+        text.encode("idna")
+    except ValueError as error:  # UnicodeError is one
+        raise NameNotResolved(f"{text!r} is neither a host name nor an IP address") from error
 
 
 def _refused(why: str) -> HandshakeFailed:

@@ -19,6 +19,7 @@ class _Receiver:
         self.addresses: list[str] = []
         self.done: Deferred[list[str]] = Deferred(self._cancel)
         self._resolution: Any = None
+        self._cancelled = False
 
     def resolutionBegan(self, resolutionInProgress: Any) -> None:
         self._resolution = resolutionInProgress
@@ -28,10 +29,11 @@ class _Receiver:
             self.addresses.append(address.host)
 
     def resolutionComplete(self) -> None:
-        if not self.done.called:
+        if not self._cancelled:
             self.done.callback(self.addresses)
 
     def _cancel(self, _: Deferred[list[str]]) -> None:
+        self._cancelled = True
         if self._resolution is not None:
             self._resolution.cancel()
 
@@ -41,7 +43,7 @@ async def resolve(reactor: Any, host: str) -> list[str]:
 
     Args:
         reactor: Offers `nameResolver`; not needed for IP addresses.
-        host: DNS name or IP address, an IPv6 address also in brackets.
+        host: DNS name or IP address.
 
     Returns:
         At least one IP address, in the order in which to try them.
@@ -49,14 +51,13 @@ async def resolve(reactor: Any, host: str) -> list[str]:
     Raises:
         NameNotResolved: The name has no address.
     """
-    literal = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if is_ip_address(literal):
-        return [literal]
+    if is_ip_address(host):
+        return [host]
     receiver = _Receiver()
     reactor.nameResolver.resolveHostName(
-        receiver, literal, addressTypes=[IPv4Address, IPv6Address], transportSemantics="UDP"
+        receiver, host, addressTypes=[IPv4Address, IPv6Address], transportSemantics="UDP"
     )
     addresses = await receiver.done
     if not addresses:
-        raise NameNotResolved(f"the host name {literal} has no address")
+        raise NameNotResolved(f"the host name {host} has no address")
     return addresses

@@ -66,6 +66,12 @@ class Recorder:
     def association_lost(self, association_id: int, reason: AssociationLost) -> None:
         self.lost.append((association_id, reason))
 
+    def clear(self) -> None:
+        """Forget what it was told."""
+        self.up.clear()
+        self.messages.clear()
+        self.lost.clear()
+
     @property
     def texts(self) -> list[bytes]:
         """The messages without their ids."""
