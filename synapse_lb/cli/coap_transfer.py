@@ -81,7 +81,8 @@ async def _transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
         raise CommandError(str(error), _exit_status(error)) from error
     finally:
         await client.close()
-        narration.traffic("In all", client.counters)
+        if client.counters.datagrams_sent:
+            narration.traffic("In all", client.counters)
     Output(terminal, arguments.output, arguments.include, arguments.json).write_response(response)
     if is_success(response.code):
         return EXIT_OK
