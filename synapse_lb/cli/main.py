@@ -47,8 +47,8 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser with every subcommand in it."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser with these subcommands in it."""
     parser = argparse.ArgumentParser(
         prog="synapse-lb",
         description=_DESCRIPTION,
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synapse-lb {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in commands:
         importlib.import_module(f"synapse_lb.cli.{name}").add_parser(subparsers)
     return parser
 
@@ -75,7 +75,9 @@ def start(argv: Sequence[str], terminal: Terminal) -> ExitStatus:
     Raises:
         SystemExit: `--help`, `--version` (0) or wrong arguments (2), as argparse does.
     """
-    arguments = build_parser().parse_args(list(argv))
+    # A subcommand that is named is imported alone: `jc` in a pipe is not to wait for what `demo` needs.
+    named = [argv[0]] if argv and argv[0] in COMMANDS else COMMANDS
+    arguments = build_parser(named).parse_args(list(argv))
     run: Run = arguments.run
     try:
         status = run(arguments, terminal)

@@ -179,6 +179,16 @@ class ProcessTests(LoopbackTestCase):
         with open(keys) as file:
             self.assertTrue(file.readline().startswith("CLIENT_RANDOM "))
 
+    async def test_jc_imports_no_transport(self) -> None:
+        """A filter in a pipe starts fast: it loads neither DTLS nor what the other commands need."""
+        code = "import sys; from synapse_lb.cli.main import main; main(['jc', '-x', '{}']); print(*sys.modules)"
+        out, err, status = await self.execute("-c", code)
+        self.assertEqual((err, status), ("", 0))
+        loaded = out.split()
+        self.assertIn("synapse_lb.cli.jc", loaded)
+        for module in ("synapse_lb.cli.demo", "synapse_lb.txdtls", "OpenSSL", "twisted.internet.reactor"):
+            self.assertNotIn(module, loaded)
+
     async def test_usage(self) -> None:
         out, err, status = await self.execute("-m", "synapse_lb.cli.main", "coap", "--no-such-option")
         self.assertEqual((out, status), ("", 2))
