@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""A program for `test_shutdown`: one homeserver in this process, served once, shut down by itself alone.
+
+    python -m tests.homeserver.shutdown_child homeserver.yaml port
+
+It prints what is left of the listener, before and after, as one JSON object.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import weakref
+from typing import Any
+
+from prometheus_client import REGISTRY
+from synapse.app import homeserver as app
+from synapse.config.homeserver import HomeServerConfig
+from synapse.rest.client.versions import VersionsRestServlet
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from synapse_lb.client import ClientVerification, LowBandwidthClient
+
+reactor: Any = _reactor
+original = VersionsRestServlet.on_GET
+
+
+def traces() -> dict[str, Any]:
+    """What there is of the listener in this process."""
+    return {
+        "versions_replaced": VersionsRestServlet.on_GET is not original,
+        "delayed_calls": [
+            str(call)
+            for call in reactor.getDelayedCalls()
+            if getattr(call.func, "__module__", "").startswith("synapse_lb")
+        ],
+        "sockets": [str(reader) for reader in reactor.getReaders() if "DTLSServerPort" in repr(reader)],
+        "metrics": [metric.name for metric in REGISTRY.collect() if metric.name.startswith("synapse_lb_")],
+    }
+
+
+async def run(config_path: str, port: int) -> dict[str, Any]:
+    """Start, serve, shut down."""
+    config = HomeServerConfig.load_config("test", ["-c", config_path])
+    hs = app.create_homeserver(config)
+    app.setup(hs)
+    await app.start(hs, freeze=False)
+    client = LowBandwidthClient(reactor, f"127.0.0.1:{port}", verification=ClientVerification.none())
+    answer = await client.request("GET", "/_matrix/client/versions")
+    before = traces()
+    await hs.shutdown()
+    await deferLater(reactor, 0.1)
+    await client.close()
+    after = traces()
+    reference = weakref.ref(hs)
+    del hs, config
+    await deferLater(reactor, 1.5)  # Synapse's own last sleeps are over.
+    gc.collect()
+    return {"status": answer.status, "before": before, "after": after, "collected": reference() is None}
+
+
+def main() -> None:
+    """Run the reactor until `run` is done."""
+
+    def begin() -> None:
+        done = Deferred.fromCoroutine(run(sys.argv[1], int(sys.argv[2])))
+        done.addCallbacks(lambda result: print(json.dumps(result)), Failure.printTraceback)
+        done.addBoth(lambda _: reactor.stop())
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()
