@@ -50,6 +50,7 @@ class Association:
     Args:
         connection: A connection in accept or connect state without a socket.
         mtu: Largest datagram to send, in bytes.
+        received: message_seq of the ClientHello that a listener has taken already, -1 if there was none.
         shift: Added to the sequence numbers of unencrypted records, see `records.shift_unencrypted`.
         join_application: See `records.pack_records`.
     """
@@ -69,7 +70,13 @@ class Association:
     )
 
     def __init__(
-        self, connection: SSL.Connection, *, mtu: int, shift: int = 0, join_application: bool = False
+        self,
+        connection: SSL.Connection,
+        *,
+        mtu: int,
+        received: int = -1,
+        shift: int = 0,
+        join_application: bool = False,
     ) -> None:
         self._connection: SSL.Connection | None = connection
         self._mtu = mtu
@@ -77,7 +84,7 @@ class Association:
         self._join_application = join_application
         self._max_message_size = 0
         self._flight_sent_at: float | None = None
-        self._peer_message_sequence = -1
+        self._peer_message_sequence = received
         self._sent_message_sequence = -1
         self.established = False
         self.resumed = False
@@ -181,10 +188,8 @@ class Association:
     def release(self) -> None:
         """Let go of the connection; a session of a completed handshake stays resumable."""
         connection, self._connection = self._connection, None
-        if connection is not None:
-            if self.established:
-                binding.keep_session(connection)
-            connection.set_app_data(None)
+        if connection is not None and self.established:
+            binding.keep_session(connection)
 
     def _note_flight(self, blob: bytes, now: float) -> None:
         """Remember when a flight left for the first time; a repeated one is no sample (Karn's algorithm)."""

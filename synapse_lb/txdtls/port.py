@@ -237,7 +237,9 @@ class DTLSServerPort(DatagramProtocol):
             self._drop(oldest)
         # The listener numbers its records from 1, see `records.shift_unencrypted`.
         shift = max(0, hello.record_sequence - 1)
-        association = Association(connection, mtu=self._options.mtu, shift=shift)
+        association = Association(
+            connection, mtu=self._options.mtu, received=hello.message_sequence, shift=shift
+        )
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         self._table.add_handshake(entry)
         self.counters.handshakes_started += 1

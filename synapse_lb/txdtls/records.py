@@ -170,6 +170,7 @@ class ClientHello:
     Attributes:
         record: The record it came in, without anything that followed in the datagram.
         record_sequence: Sequence number of that record.
+        message_sequence: Its message_seq.
         random: The client's random, which names this handshake.
         parameters: Version, random, session id, cipher suites and compression methods: what has to be the same
             in the ClientHello with the cookie.
@@ -178,6 +179,7 @@ class ClientHello:
 
     record: bytes = attrs.field(repr=False)
     record_sequence: int
+    message_sequence: int
     random: bytes = attrs.field(repr=False)
     parameters: bytes = attrs.field(repr=False)
     cookie: bytes = attrs.field(repr=False)
@@ -211,6 +213,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
     return ClientHello(
         record=record,
         record_sequence=int.from_bytes(data[5:11], "big"),
+        message_sequence=int.from_bytes(data[17:19], "big"),
         random=body[2 : 2 + _RANDOM_SIZE],
         parameters=body[: 2 + _RANDOM_SIZE] + session_id + suites + compression,
         cookie=cookie[1:],

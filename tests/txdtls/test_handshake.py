@@ -8,7 +8,7 @@ from OpenSSL import SSL
 
 from synapse_lb.txdtls import records
 from synapse_lb.txdtls.context import ClientVerification, make_client_context, make_server_context
-from synapse_lb.txdtls.errors import HandshakeFailed
+from synapse_lb.txdtls.errors import HandshakeFailed, Replaced
 from synapse_lb.txdtls.options import ClientOptions, ServerOptions
 from tests.txdtls.support import SERVER, NetworkTestCase, write_certificate
 from tests.txdtls.test_records import client_hello
@@ -149,6 +149,23 @@ class SequenceTests(NetworkTestCase):
         self.assertTrue(association.established)
 
 
+class RepeatedHelloTests(NetworkTestCase):
+    """Copies of the hello that began the handshake at hand."""
+
+    def test_they_do_not_begin_another(self) -> None:
+        client = self.raw_client()
+        association = client.new_association()
+        client.write(association)
+        client.read(association)
+        [hello] = client.write(association)
+        for _ in range(3):
+            self.server.datagramReceived(hello, client.address)
+        counters = self.server.counters
+        self.assertEqual((counters.handshakes_started, counters.handshakes_superseded), (1, 0))
+        client.shake_hands(association)
+        self.assertTrue(association.established)
+
+
 class CertificateKindTests(NetworkTestCase):
     """ECDSA and RSA, and only the ciphers that are meant."""
 
@@ -222,6 +239,15 @@ class ResumptionTests(NetworkTestCase):
             self.assert_echo(second)
             second.close()
             self.network.advance(0.1)
+
+    def test_a_session_outlives_being_replaced(self) -> None:
+        first = self.connect()
+        first.abort()  # the server does not know
+        other = self.connect()
+        self.assertIsInstance(self.handler.lost[0][1], Replaced)
+        other.close()
+        self.network.advance(0.1)
+        self.assertTrue(self.connect(session=first.session).resumed)
 
     def test_the_client_keeps_its_session_after_the_end(self) -> None:
         first = self.connect()

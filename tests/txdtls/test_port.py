@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
 
-from synapse_lb.txdtls import errors, records
+from synapse_lb.txdtls import binding, errors, records
 from synapse_lb.txdtls.association import Association
 from synapse_lb.txdtls.options import ClientOptions, ServerOptions
 from tests.txdtls.support import SERVER, NetworkTestCase, RawClient, feed
@@ -457,6 +457,36 @@ class BadRecordTests(NetworkTestCase):
             if any(progress.lost for progress in client.read(association)):
                 break
         self.assertEqual(self.server.peer_address(1).port, self.address[1])
+
+
+class ErrorQueueTests(NetworkTestCase):
+    """OpenSSL blames a connection for errors that others in the same thread left behind."""
+
+    def test_errors_of_others_harm_no_association(self) -> None:
+        association = self.connect()
+        library: Any = binding._lib
+
+        def leave_an_error() -> None:
+            library.ERR_put_error(20, 0, 193, b"somebody else", 1)
+
+        def answer(one: int, data: bytes) -> None:
+            leave_an_error()
+            self.server.send(one, b"re " + data)
+            leave_an_error()
+
+        for text in (b"one", b"two"):
+            leave_an_error()
+            self.handler.reaction = answer
+            association.send(text)
+            self.network.advance(0.02)
+        # a datagram that brings nothing: here OpenSSL would report the other one's error
+        leave_an_error()
+        self.server.datagramReceived(record(23, bytes(40), epoch=1, sequence=99), self.network.sent[0][0])
+        self.assertEqual(self.client_handler.texts, [b"re one", b"re two"])
+        self.assertEqual(self.handler.lost, [])
+        leave_an_error()
+        self.assertTrue(self.connect().connected)
+        binding.clear_errors()
 
 
 class HandlerTests(NetworkTestCase):

@@ -29,11 +29,11 @@ class DropOne:
 
     def __init__(self, *, drop: int = -1, duplicate: int = -1, delay: int = -1) -> None:
         self.count = 0
-        self._drop, self._duplicate, self._delay = drop, duplicate, delay
+        self.lost, self._duplicate, self._delay = drop, duplicate, delay
 
     def fate(self, data: bytes) -> list[float]:
         number, self.count = self.count, self.count + 1
-        if number == self._drop:
+        if number == self.lost:
             return []
         if number == self._duplicate:
             return [0.0, 0.05]
@@ -57,6 +57,10 @@ class RealTimeTestCase(TestCase):
 class LossTests(RealTimeTestCase):
     """Whatever single datagram of a handshake is lost, doubled or late, it completes."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.rtts: dict[DropOne, tuple[float | None, float | None]] = {}
+
     async def one(self, link: DropOne, session: bytes | None) -> ClientAssociation:
         """A handshake over such a link, a request and its answer; everything is cleaned up after."""
         network: Any = MemoryUDP(clock=reactor)
@@ -77,6 +81,7 @@ class LossTests(RealTimeTestCase):
                 break
         self.assertTrue(client_handler.texts)
         self.assertEqual(len(handler.up), 1)
+        self.rtts[link] = server.rtt(handler.up[0]), association.rtt
         await association.close()
         await deferLater(reactor, 0.2)  # what was delayed arrives
         self.assertEqual((server.associations, server.handshakes), (0, 0))
@@ -93,6 +98,14 @@ class LossTests(RealTimeTestCase):
 
     async def test_full_handshake(self) -> None:
         await self.every(None, 7)
+        for link, (server_rtt, client_rtt) in self.rtts.items():
+            if link.lost == 3:  # the server's flight: an answer could be to either copy (Karn's algorithm)
+                self.assertIsNone(server_rtt)
+            elif link.lost == 0:  # the first hello; a later flight gives the sample
+                self.assertLess(client_rtt or 9.0, 0.9)
+            elif link.lost == -1:
+                self.assertIsNotNone(server_rtt)
+                self.assertIsNotNone(client_rtt)
 
     async def test_resumed_handshake(self) -> None:
         first = await self.one(DropOne(), None)
