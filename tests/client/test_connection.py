@@ -25,7 +25,7 @@ from tests.client.harness import REACTOR, Certificate, LoopbackTestCase, Recordi
 PATH: Final = "/_matrix/client/v3/a"
 WAIT: Final = "/_matrix/client/v3/wait"
 LONG_POLL: Final = "/_matrix/client/v3/wait/sync"
-IMPATIENT: Final = Tuning(ack_timeout=0.02, min_rto=0.01, max_rto=0.02, max_retransmit=2)
+IMPATIENT: Final = Tuning(ack_timeout=0.02, min_rto=0.01, max_rto=0.02, max_retransmit=2, separate_after=0.01)
 
 
 class AssociationTests(LoopbackTestCase):
