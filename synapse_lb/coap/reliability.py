@@ -44,6 +44,7 @@ class Transmission:
         on_outcome: Called once, unless it is stopped.
         allowance: Seconds that the peer may take before it acknowledges.
         first_sent: Monotonic seconds.
+        last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
         timer: When the next copy is due; None while it is queued.
@@ -55,6 +56,7 @@ class Transmission:
     on_outcome: OnOutcome
     allowance: float = 0.0
     first_sent: float = 0.0
+    last_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
     timer: Timer | None = None
@@ -157,6 +159,7 @@ class ReliabilityLayer:
 
     def _transmit(self, transmission: Transmission, now: float) -> None:
         self._core.send_datagram(transmission.peer.peer, transmission.datagram)
+        transmission.last_sent = now
         transmission.timer = self._core.timers.schedule(
             now + transmission.timeout, lambda now: self._timed_out(transmission, now)
         )
@@ -182,8 +185,12 @@ class ReliabilityLayer:
         return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
 
     def _measure(self, transmission: Transmission, now: float) -> None:
+        rto = transmission.peer.settings.rto
+        since_first = now - transmission.first_sent
         if transmission.retransmissions == 0:
-            transmission.peer.settings.rto.sample(now - transmission.first_sent)
+            rto.sample(since_first)
+        else:
+            rto.repeated(since_first, now - transmission.last_sent, transmission.retransmissions)
 
     def _remove(self, transmission: Transmission, now: float) -> None:
         """Take a transmission out, and let the next one go."""

@@ -4,6 +4,10 @@
 Only strong samples count: the round trip of a message that was sent once (Karn's algorithm, RFC 6298
 section 3). A message that had to be repeated leaves its doubled timeout behind for those after it, until a
 strong sample comes (section 5, rules 5.5 to 5.7): on a link slower than the timeout there would never be one.
+
+That alone would ratchet the timeout up on a link that loses much: where an exchange fails with probability p, its
+mean would diverge from p = 0.3 on. So an acknowledgement that comes as soon after the last copy as the measured
+round trip lets expect is taken for a sign of loss, not of delay (`repeated`).
 """
 
 from __future__ import annotations
@@ -15,6 +19,10 @@ from synapse_lb.coap.tuning import Tuning
 _ALPHA = 1 / 8
 _BETA = 1 / 4
 _K = 4
+_WEAK_WEIGHT = 1 / 4
+"""Weight of a round trip that may be too long (the weak estimator of draft-ietf-core-cocoa section 4.2)."""
+_WEAK_MARGIN = 1.5
+"""How far above it the timeout aims, so that it gets there on a link that is a little slower."""
 
 
 class RetransmissionTimeout:
@@ -24,13 +32,14 @@ class RetransmissionTimeout:
         tuning: Its bounds; with `adaptive_rto` off the timeout is always `ack_timeout`.
     """
 
-    __slots__ = ("_rttvar", "_srtt", "_timeout", "_tuning")
+    __slots__ = ("_rttvar", "_settled", "_srtt", "_timeout", "_tuning")
 
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
         self._srtt: float | None = None
         self._rttvar = 0.0
         self._timeout = tuning.ack_timeout
+        self._settled = tuning.ack_timeout  # what it was before messages under way doubled it
 
     @property
     def smoothed_rtt(self) -> float | None:
@@ -57,7 +66,26 @@ class RetransmissionTimeout:
         else:
             self._rttvar += _BETA * (abs(self._srtt - rtt) - self._rttvar)
             self._srtt += _ALPHA * (rtt - self._srtt)
-        self._timeout = self._bounded(self._srtt + _K * self._rttvar)
+        self._timeout = self._settled = self._bounded(self._srtt + _K * self._rttvar)
+
+    def repeated(self, since_first: float, since_last: float, copies: int) -> None:
+        """Learn from a message that was acknowledged after copies of it had been sent.
+
+        Args:
+            since_first: Seconds from its first transmission: the round trip was no longer.
+            since_last: Seconds from its last transmission: the round trip was no shorter.
+            copies: How many were sent after the first transmission.
+        """
+        if not self._tuning.adaptive_rto or self._srtt is None:
+            return
+        if since_last > self._bounded(self._srtt + _K * self._rttvar):
+            # The answer to an earlier copy: the link has become slower, and the doubled timeout stays.
+            self._settled = self._timeout
+            return
+        if copies == 1:
+            weak = _WEAK_MARGIN * since_first
+            self._settled = self._bounded((1 - _WEAK_WEIGHT) * self._settled + _WEAK_WEIGHT * weak)
+        self._timeout = self._settled
 
     def doubled(self, timeout: float) -> float:
         """Return the timeout of the next transmission of a message (RFC 6298 rule 5.5, RFC 7252 4.2).
