@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""The Synapse module: configuration, listeners, dispatch. The only room that imports Synapse; only `hooks` its internals."""
