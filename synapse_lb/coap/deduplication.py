@@ -4,10 +4,10 @@
 A duplicate has the message id *and* the bytes of the first copy. The same id with other bytes is a new message
 of a peer that counts badly or has been restarted.
 
-The table of a peer is bounded in entries and in bytes of kept replies. When it is full, the oldest entry goes
-whose repetition would do no harm (a block that is sent again from a snapshot, an intermediate block that was
-taken already); only then the oldest of the others. The entry of a request that is being worked on never goes:
-there are no more of them than open exchanges.
+An entry lives for EXCHANGE_LIFETIME after the last copy. The table of a peer is bounded in entries and in bytes of
+kept replies. When it is full, the oldest entry goes whose repetition would do no harm (a block that is sent again
+from a snapshot, an intermediate block that was taken already); only then the oldest of the others. The entry of a
+request that is being worked on never goes: there are no more of them than open exchanges.
 """
 
 from __future__ import annotations
@@ -106,6 +106,17 @@ class DuplicateTable:
         self._latest = max(self._latest, seen.expires)
         self._make_room()
         return seen
+
+    def repeated(self, seen: Seen, now: float) -> None:
+        """Note a further copy of a Confirmable message: its time begins anew.
+
+        A sender with a long round trip spreads its copies over more than the MAX_TRANSMIT_SPAN on which
+        EXCHANGE_LIFETIME is reckoned.
+        """
+        if self._seen.get(seen.message_id) is seen:
+            seen.expires = now + seen.lifetime
+            self._latest = max(self._latest, seen.expires)
+            (self._harmless if seen.harmless else self._others).move_to_end(seen.message_id)
 
     def acknowledged(self, seen: Seen, reply: bytes) -> None:
         """Keep what was sent so far in reply to a message that is still being worked on."""

@@ -81,8 +81,12 @@ class PeerState:
         while message_id in self.outstanding:
             message_id = (message_id + 1) & 0xFFFF
         self.next_message_id = (message_id + 1) & 0xFFFF
-        self.message_ids_until = max(self.message_ids_until, now + lifetime)
+        self.keep_message_ids(now, lifetime)
         return message_id
+
+    def keep_message_ids(self, now: float, lifetime: float) -> None:
+        """Keep the counter of message ids for so many seconds from now."""
+        self.message_ids_until = max(self.message_ids_until, now + lifetime)
 
     def take_token(self) -> bytes:
         """Return a token that none of our open requests to the peer has (RFC 7252 section 5.3.1)."""

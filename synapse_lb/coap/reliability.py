@@ -158,6 +158,7 @@ class ReliabilityLayer:
         self._transmit(transmission, now)
 
     def _transmit(self, transmission: Transmission, now: float) -> None:
+        transmission.peer.keep_message_ids(now, self._core.tuning.exchange_lifetime)
         self._core.send_datagram(transmission.peer.peer, transmission.datagram)
         transmission.last_sent = now
         transmission.timer = self._core.timers.schedule(

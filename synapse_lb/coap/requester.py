@@ -192,6 +192,7 @@ class Requester:
             seen = state.dedup.find(message.message_id, digest, now)
             if seen is not None and seen.reply is not None:
                 self._counters.duplicates += 1
+                state.dedup.repeated(seen, now)
                 self._core.send_datagram(state.peer, seen.reply)
                 return
         exchange = state.requesting.get(message.token)

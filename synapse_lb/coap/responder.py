@@ -128,8 +128,10 @@ class Responder:
         seen = state.dedup.find(message.message_id, digest, now)
         if seen is not None:
             self._counters.duplicates += 1
-            if message.type is Type.CON and seen.reply is not None:
-                self._core.send_datagram(state.peer, seen.reply)
+            if message.type is Type.CON:
+                state.dedup.repeated(seen, now)
+                if seen.reply is not None:
+                    self._core.send_datagram(state.peer, seen.reply)
             return
         tuning = self._core.tuning
         lifetime = tuning.exchange_lifetime if message.type is Type.CON else tuning.non_lifetime
