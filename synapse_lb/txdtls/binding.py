@@ -18,7 +18,6 @@ from synapse_lb.txdtls.errors import BindingError
 
 _FUNCTIONS = (
     "ERR_clear_error",
-    "SSL_CTX_set1_curves_list",
     "SSL_CTX_set1_sigalgs_list",
     "SSL_SESSION_free",
     "SSL_get1_session",
@@ -81,8 +80,8 @@ def no_renegotiation_option() -> int:
 def clear_errors() -> None:
     """Empty OpenSSL's error queue of this thread.
 
-    `SSL_get_error` blames the connection at hand for whatever is in the queue, also for what another user of
-    OpenSSL in the same thread left there.
+    Before OpenSSL 4.0 `SSL_get_error` blames the connection at hand for whatever is in the queue, also for what
+    another user of OpenSSL in the same thread left there.
     """
     _lib.ERR_clear_error()
 
@@ -90,9 +89,14 @@ def clear_errors() -> None:
 def set_groups(context: SSL.Context, groups: str) -> None:
     """Set the key-exchange groups, best first, such as "X25519:P-256".
 
+    cryptography before 47 has no setter: there OpenSSL's default stays, which begins with X25519 and P-256 too
+    (in DTLS 1.2) and costs a client a few bytes for the groups that it names besides.
+
     Raises:
         BindingError: OpenSSL knows none of them.
     """
+    if not hasattr(_lib, "SSL_CTX_set1_curves_list"):
+        return
     if _lib.SSL_CTX_set1_curves_list(_context_pointer(context), groups.encode()) != 1:
         clear_errors()
         raise BindingError(f"OpenSSL does not accept the groups {groups}")

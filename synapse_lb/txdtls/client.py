@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 
 from synapse_lb.txdtls.client_protocol import ClientProtocol, format_address
-from synapse_lb.txdtls.context import ClientContext, check_host_name
+from synapse_lb.txdtls.context import ClientContext, ascii_host_name
 from synapse_lb.txdtls.errors import ConnectError, HandshakeTimeout, LocallyClosed, NetworkUnreachable
 from synapse_lb.txdtls.interfaces import AssociationHandler
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
@@ -133,12 +133,12 @@ def connect(
     counters = ClientCounters()
     target = host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
-    def make_protocol(address: str, timeout: float) -> ClientProtocol:
+    def make_protocol(address: str, verified_name: str, timeout: float) -> ClientProtocol:
         return ClientProtocol(
             reactor=reactor,
             peer=(address, port),
             context=context,
-            server_name=server_name or target,
+            server_name=verified_name,
             session=session,
             options=chosen,
             handler=handler,
@@ -147,7 +147,7 @@ def connect(
         )
 
     async def attempt() -> ClientAssociation:
-        check_host_name(server_name or target)
+        verified_name = ascii_host_name(server_name or target)
         deadline = reactor.seconds() + chosen.handshake_timeout
         addresses = await resolve(reactor, target)
         failure: ConnectError = HandshakeTimeout(f"no time left to connect to {host}")
@@ -155,7 +155,7 @@ def connect(
             share = (deadline - reactor.seconds()) / (len(addresses) - position)
             if share <= 0:
                 break
-            protocol = make_protocol(address, share)
+            protocol = make_protocol(address, verified_name, share)
             try:
                 reactor.listenUDP(0, protocol, interface="::" if ":" in address else "")
             except (OSError, CannotListenError) as error:

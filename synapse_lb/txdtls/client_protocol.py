@@ -43,7 +43,7 @@ class ClientProtocol(DatagramProtocol):
         reactor: For timers.
         peer: IP address and port of the server.
         context: Settings.
-        server_name: What the certificate has to name.
+        server_name: What the certificate has to name, as of `ascii_host_name`.
         session: A session to resume.
         options: Limits and times.
         handler: Receives the events once the association is established.
@@ -290,7 +290,7 @@ def _new_connection(
     connection.set_connect_state()
     connection.set_ciphertext_mtu(options.mtu)
     if not is_ip_address(server_name):  # RFC 6066 section 3: no literal addresses
-        connection.set_tlsext_host_name(server_name.encode("idna"))
+        connection.set_tlsext_host_name(server_name.encode("ascii"))
     if session is not None and not binding.import_session(connection, session):
         _log.info("The DTLS session to resume is not usable; making a full handshake")
     return connection

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from collections.abc import Callable
 
 import attrs
 from OpenSSL import SSL, crypto
 from service_identity import CertificateError as IdentityCertificateError
 from service_identity import VerificationError
-from service_identity.hazmat import DNS_ID
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.logger import Logger
 
@@ -54,6 +54,7 @@ SESSION_LIFETIME = 86400
 """Seconds that a session can be resumed; RFC 5246 F.1.4 suggests at most 24 hours."""
 
 _SESSION_CONTEXT = b"txdtls"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class VerificationMode(enum.Enum):
@@ -261,7 +262,7 @@ def verify_server(connection: SSL.Connection, verification: ClientVerification, 
             verify_ip_address(connection, server_name)
         else:
             verify_hostname(connection, server_name)
-    except (VerificationError, IdentityCertificateError) as error:
+    except (VerificationError, IdentityCertificateError, ValueError) as error:
         raise _refused(f"it does not name {server_name}") from error
 
 
@@ -274,19 +275,21 @@ def is_ip_address(text: str) -> bool:
     return True
 
 
-def check_host_name(text: str) -> None:
-    """Check that a text can be the name or address of a host.
+def ascii_host_name(text: str) -> str:
+    """The form of a host name or IP address that goes over the wire (RFC 5890 A-labels).
 
     Raises:
-        NameNotResolved: It cannot.
+        NameNotResolved: It can be neither.
     """
     if is_ip_address(text):
-        return
+        return text
     try:
-        DNS_ID(text)
-        text.encode("idna")
+        name = text.encode("idna").decode("ascii")
     except ValueError as error:  # UnicodeError is one
         raise NameNotResolved(f"{text!r} is neither a host name nor an IP address") from error
+    if not _HOST_NAME.fullmatch(name):
+        raise NameNotResolved(f"{text!r} is neither a host name nor an IP address")
+    return name
 
 
 def _refused(why: str) -> HandshakeFailed:

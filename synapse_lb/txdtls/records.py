@@ -33,6 +33,7 @@ APPLICATION_DATA = 23
 _CLIENT_HELLO = 1
 _HANDSHAKE_HEADER_SIZE = 12
 _RANDOM_SIZE = 32
+_NO_FRAGMENT = 1 << 16
 _SEQUENCE_MASK = (1 << 48) - 1
 
 
@@ -103,6 +104,7 @@ class Datagram:
         application: How many of them are encrypted application data.
         ends_with_application: Whether the last one is.
         encrypted: Whether any record is of an epoch above 0.
+        shortest_encrypted: Bytes of the shortest fragment among those, 65536 if there is none.
         message_sequence: Highest message_seq of an unencrypted handshake message, or -1.
         client_hello: Whether the first record starts a ClientHello (whole or a fragment).
         size: Bytes of the whole records; what follows is no record.
@@ -112,6 +114,7 @@ class Datagram:
     application: int
     ends_with_application: bool
     encrypted: bool
+    shortest_encrypted: int
     message_sequence: int
     client_hello: bool
     size: int
@@ -126,14 +129,14 @@ def inspect(data: bytes) -> Datagram | None:
     count = application = start = 0
     last = -1
     message_sequence = -1
-    encrypted = False
+    shortest = _NO_FRAGMENT
     while start + HEADER_SIZE <= len(data):
         end = start + HEADER_SIZE + int.from_bytes(data[start + 11 : start + 13], "big")
         content_type = data[start]
         if end > len(data) or not 20 <= content_type <= 23 or data[start + 1] != 0xFE:
             break
         if data[start + 3 : start + 5] != b"\0\0":
-            encrypted = True
+            shortest = min(shortest, end - start - HEADER_SIZE)
             application += content_type == APPLICATION_DATA
         elif content_type == HANDSHAKE and end - start >= HEADER_SIZE + _HANDSHAKE_HEADER_SIZE:
             sequence = int.from_bytes(data[start + 17 : start + 19], "big")
@@ -147,10 +150,20 @@ def inspect(data: bytes) -> Datagram | None:
         records=count,
         application=application,
         ends_with_application=last == APPLICATION_DATA,
-        encrypted=encrypted,
+        encrypted=shortest < _NO_FRAGMENT,
+        shortest_encrypted=shortest,
         message_sequence=message_sequence,
         client_hello=_starts_client_hello(data),
         size=start,
+    )
+
+
+def without_short_records(data: bytes, minimum: int) -> bytes:
+    """Leave out the encrypted records whose fragment is shorter than `minimum` bytes."""
+    return b"".join(
+        record
+        for record in split_records(data)
+        if record[3:5] == b"\0\0" or len(record) - HEADER_SIZE >= minimum
     )
 
 

@@ -31,8 +31,16 @@ class BindingTests(SynchronousTestCase):
 
     def test_unknown_groups_and_algorithms(self) -> None:
         context = SSL.Context(SSL.DTLS_METHOD)
-        self.assertRaises(BindingError, binding.set_groups, context, "no-such-curve")
+        if hasattr(binding._lib, "SSL_CTX_set1_curves_list"):
+            self.assertRaises(BindingError, binding.set_groups, context, "no-such-curve")
         self.assertRaises(BindingError, binding.set_signature_algorithms, context, "no+such")
+
+    def test_without_a_setter_for_groups_the_default_stays(self) -> None:
+        class Older:
+            """A binding that lacks it."""
+
+        self.patch(binding, "_lib", Older())
+        binding.set_groups(SSL.Context(SSL.DTLS_METHOD), "X25519")
 
     def test_bytes_that_are_no_session(self) -> None:
         connection = SSL.Connection(make_client_context(ClientVerification.none()).ssl_context, None)

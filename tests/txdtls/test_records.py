@@ -97,6 +97,7 @@ class InspectTests(SynchronousTestCase):
                 application=0,
                 ends_with_application=False,
                 encrypted=True,
+                shortest_encrypted=40,
                 message_sequence=2,
                 client_hello=False,
                 size=len(flight),
@@ -130,6 +131,21 @@ class InspectTests(SynchronousTestCase):
         if summary is not None:
             self.assertLessEqual(summary.size, len(data))
             self.assertEqual(len(records.split_records(data[: summary.size])), summary.records)
+
+
+class ShortRecordTests(SynchronousTestCase):
+    """Encrypted records that are too short to be authentic."""
+
+    def test_only_they_are_left_out(self) -> None:
+        plain, short, enough = (
+            record(20, b"x"),
+            record(23, bytes(15), epoch=1),
+            record(23, bytes(16), epoch=1),
+        )
+        self.assertEqual(records.without_short_records(plain + short + enough + short, 16), plain + enough)
+        summary = records.inspect(plain + enough + short)
+        assert summary is not None
+        self.assertEqual(summary.shortest_encrypted, 15)
 
 
 class ClientHelloTests(SynchronousTestCase):
