@@ -72,6 +72,23 @@ class Downloads(ClientTestCase):
         script.endpoint_sends("ACK [8]")
         self.has_response(exchange, CoapResponse(Code.CONTENT, Options(), BODY[:1024] + b"end"))
 
+    def test_the_wait_for_one_block_does_not_end_the_next(self) -> None:
+        script = self.script
+        exchange = self.request(GET)
+        script.endpoint_sends("CON [$a] GET /a Token=$1")
+        script.peer_sends("ACK [$a]")
+        script.passes(299)
+        script.peer_sends("NON [7] 2.05 Token=$1 2:0/1/1024", BODY[:1024])
+        script.passes(10)  # response_timeout after the first ACK
+        script.no_event()
+        self.assertEqual({sent.code for sent in script.datagrams()}, {Code.GET})
+        script.endpoint.cancel(exchange, script.now)
+
+    def test_another_code_is_another_representation(self) -> None:
+        exchange = self._first(CoapRequest(Code.POST, A))
+        self._next("2:1/1/1024 ETag=0x01", BODY[1024:2048], code="2.04")
+        self.has_failed(exchange, BlockwiseError)
+
     def test_non_confirmable(self) -> None:
         script = self.script
         exchange = self.request(CoapRequest(Code.GET, A, confirmable=False))

@@ -136,6 +136,17 @@ class Matching(ClientTestCase):
         self.assertEqual({len(token) for token in seen[:255]}, {1})
         self.assertEqual({len(token) for token in seen[255:]}, {2})
 
+    def test_a_token_that_is_in_use_is_skipped(self) -> None:
+        script = self.script
+        first = self.request()
+        state = script.endpoint._core.peers["peer"]
+        state.last_token = 0xFFFF  # all have been used once
+        second = self.request(NON_GET)
+        tokens = [sent.token for sent in script.datagrams()]
+        self.assertEqual(tokens, [b"\x01", b"\x02"])
+        script.endpoint.cancel(first, script.now)
+        script.endpoint.cancel(second, script.now)
+
     def test_unknown_critical_option_piggybacked(self) -> None:
         """RFC 7252 section 5.4.1: the response is rejected."""
         script = self.script
@@ -225,9 +236,11 @@ class Failure(ClientTestCase):
         script = self.script = Script(self, tuning=Tuning(nstart=1))
         exchanges = [self.request() for _ in range(3)]
         ping = script.endpoint.ping("peer", script.now)
+        self.assertEqual(script.endpoint.counters.datagrams_sent, 1)
         script.endpoint.drop_peer("peer", script.now)
         for exchange in (*exchanges, ping):
             self.has_failed(exchange, PeerGone)
+        self.assertEqual(script.endpoint.counters.datagrams_sent, 1)
         script.endpoint_is_quiet()
         self.assertTrue(script.endpoint.idle)
 

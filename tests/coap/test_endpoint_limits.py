@@ -353,6 +353,34 @@ class Duplicates(SynchronousTestCase):
         script.no_event()
         script.nothing_leaks()
 
+    def test_a_late_copy_of_a_first_block(self) -> None:
+        """It would begin the upload anew, so it is remembered for longer than the blocks after it."""
+        script = Script(self, limits=Limits(dedup_entries_per_peer=3))
+        for number in range(8):
+            script.peer_sends(f"CON [{number}] PUT /a 1:{number}/1/16", bytes([number]) * 16)
+        script.peer_sends("CON [0] PUT /a 1:0/1/16", bytes(16))
+        script.peer_sends("CON [8] PUT /a 1:8/0/16", b"end")
+        event = script.event(RequestReceived)
+        self.assertEqual(len(event.request.payload), 8 * 16 + 3)
+        script.endpoint.respond(event.exchange, CoapResponse(Code.CHANGED), script.now)
+        script.datagrams()
+        script.nothing_leaks()
+
+    def test_a_late_copy_of_the_request_for_a_last_block(self) -> None:
+        """The body is gone by then, so the reply is kept for longer than those before it."""
+        script = Script(self, limits=Limits(block_szx=0, dedup_entries_per_peer=4))
+        for first, name in ((1, "a"), (100, "b")):
+            script.peer_sends(f"CON [{first}] GET /{name}")
+            answer = CoapResponse(Code.CONTENT, Options(), body(100))
+            script.endpoint.respond(script.event(RequestReceived).exchange, answer, script.now)
+            for number in range(1, 7):
+                script.peer_sends(f"CON [{first + number}] GET /{name} 2:{number}/0/16")
+            script.passes(10)
+        script.datagrams()
+        script.peer_sends("CON [7] GET /a 2:6/0/16")
+        script.endpoint_sends("ACK [7] 2.05 2:6/0/16", body(100)[96:])
+        script.nothing_leaks()
+
     @settings(max_examples=200)
     @given(
         st.lists(

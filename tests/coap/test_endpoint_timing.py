@@ -242,6 +242,12 @@ class Measurement(SynchronousTestCase):
         self.assertEqual(list(script.endpoint.peers), [])
         self.assertEqual(self._first_wait(script), 24.0 + 1.5)
 
+    def test_dropping_the_peer_forgets_the_measurement(self) -> None:
+        script = Script(self, tuning=Tuning(ack_random_factor=1.0))
+        script.endpoint.set_peer("peer", rtt=8.0, now=script.now)
+        script.endpoint.drop_peer("peer", script.now)
+        self.assertEqual(self._first_wait(script), 2.0)
+
     def test_set_peer_is_checked(self) -> None:
         endpoint = Script(self).endpoint
         self.assertRaises(ValueError, endpoint.set_peer, "peer", max_message_size=63, now=0.0)
