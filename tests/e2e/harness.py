@@ -52,7 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
     # Tests of the network's badness need not wait for timeouts that are made for the whole world.
-    "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.04, "separate_after": 0.2}}},
+    "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.02, "separate_after": 0.2}}},
 }
 """What the shared homeservers are started with."""
 
