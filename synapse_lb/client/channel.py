@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
@@ -26,6 +27,7 @@ from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.driver import EndpointDriver
+from synapse_lb.txdtls.errors import DTLSError
 
 if TYPE_CHECKING:
     from synapse_lb.coaps.clock import Clock
@@ -106,6 +108,20 @@ class Channel:
         self._waiting[exchange] = answer, started
         self._driver.flush()
         return answer
+
+    def rebind(self) -> None:
+        """Use a new local socket, and tell the server at once with a CoAP ping (RFC 7252 section 4.3).
+
+        Raises:
+            ConnectionLost: there is no such socket, or the association has ended.
+        """
+        try:
+            self.association.rebind()
+        except DTLSError as error:
+            raise ConnectionLost(f"the association cannot use a new socket: {error}") from error
+        with suppress(coap_errors.TooManyExchanges):  # then there is enough under way to tell the server
+            self._endpoint.ping(_SERVER, self._driver.now())
+        self._driver.flush()
 
     def close(self) -> Deferred[None]:
         """Say close_notify; requests under way fail with `ConnectionLost`. Idempotent.

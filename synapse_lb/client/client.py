@@ -159,6 +159,18 @@ class LowBandwidthClient:
         """
         return self._limited(self._raw_request(request), timeout)
 
+    def rebind(self) -> None:
+        """Use a new local socket, because the network has changed; the association and its requests go on.
+
+        The server is told at once, so that what it has to say comes to the new address. A server that cannot
+        find the association again does not answer, and requests end as on a dead network; the next one then makes
+        a new association. Nothing happens if there is none.
+
+        Raises:
+            ConnectionLost: there is no such socket.
+        """
+        self._keeper.rebind()
+
     @property
     def counters(self) -> Traffic:
         """What crossed the wire so far, handshakes and earlier associations included."""

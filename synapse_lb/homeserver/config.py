@@ -30,6 +30,9 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_associations": _any_integer,
     "max_half_open": _any_integer,
     "handshake_timeout": values.seconds,
+    "move_trials_per_datagram": _any_integer,
+    "move_trials_per_source": _any_integer,
+    "move_trials_per_second": _any_integer,
 }
 _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_request_body": values.size,
