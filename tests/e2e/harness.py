@@ -199,6 +199,10 @@ class RawPeer:
                     return
                 raise AssertionError(f"no {what} came; lost: {self.lost!r}; {self.received}") from error
 
+    async def until_lost(self) -> None:
+        """Wait for the end of the association."""
+        await self.until(lambda: self.lost is not None, "end of the association")
+
     def close(self) -> Deferred[None] | None:
         """Say close_notify."""
         return None if self.association is None else self.association.close()

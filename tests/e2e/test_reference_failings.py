@@ -271,7 +271,7 @@ class RestartTests(SynapseTestCase):
         await self.ask(client, "GET", f"{CLIENT}/account/whoami", token=user.token)
         self.assertEqual(self.homeserver.halt(), 0)
         # It has said goodbye.
-        await peer.until(lambda: peer.lost is not None, "close_notify")
+        await peer.until_lost()
         self.assertEqual(type(peer.lost).__name__, "PeerClosed")
         self.homeserver.start()
         body = await self.ask(client, "GET", f"{CLIENT}/account/whoami", token=user.token)
