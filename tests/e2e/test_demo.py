@@ -146,12 +146,11 @@ class DemoTests(DemoTestCase):
         kept = json.loads(finished.stdout)["kept"]
         self.addCleanup(stop, kept["pid"])
         self.assertEqual(processes_in(Path(kept["folder"])), [kept["pid"]])
-        versions, send, sync, *_, end = kept["commands"]
+        versions, send, read, *_, end = kept["commands"]
         self.assertIn("v1.1", json.loads(self.try_next(versions))["versions"])
         self.assertTrue(json.loads(self.try_next(send))["event_id"].startswith("$"))
-        rooms = json.loads(self.try_next(sync))["rooms"]["join"]
-        texts = [event["content"].get("body") for event in rooms[kept["room_id"]]["timeline"]["events"]]
-        self.assertEqual(texts[-1], "Hello again")
+        newest = json.loads(self.try_next(read))["chunk"][0]
+        self.assertEqual((newest["sender"], newest["content"]["body"]), ("@alice:localhost", "Hello again"))
         subprocess.run(["sh", "-c", end], check=True, timeout=30)
         deadline = time.monotonic() + 30
         while processes_in(Path(kept["folder"])) and time.monotonic() < deadline:
