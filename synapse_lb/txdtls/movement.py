@@ -12,11 +12,11 @@ against likely associations (`Movement.find`):
 In both the closest number comes first, and whoever was tried in vain goes behind its equals. A number that is not
 above an association's newest one never finds it, so that an old record, replayed or late, moves nobody.
 
-Junk must stay cheap. A trial costs about 2 microseconds (`synapse-lb bench junk` measures it), and three bounds
-hold their number: per datagram, per second and source (IPv6: /64), and per second in total. Half of the total is
-kept for trials within the same host, where an attacker who makes up source addresses has nothing to try. A client
-that is not found for want of trials is not lost: it repeats its message, with a new record, and in the end makes
-a new handshake.
+Junk must stay cheap. A trial costs about 3 microseconds (`synapse-lb bench junk` measures it), and three bounds
+hold their number: per datagram, per second and source (IPv6: /64), and per second in total. Of the total, what
+comes in half a second is always kept for trials within the same host, where an attacker who makes up source
+addresses has nothing to try. A client that is not found for want of trials is not lost: it repeats its message,
+with a new record, and in the end makes a new handshake.
 
 **Whoever can copy a client's record and be faster than the original** moves the association to an address of his
 choice: the record is authentic, and the newest. RFC 9146 section 6 says so of connection IDs too. What comes of it

@@ -32,13 +32,13 @@ class ServerOptions:
         max_half_open: Unfinished handshakes kept; one more evicts the oldest.
         cookie_lifetime: Seconds until the cookie secret changes; a cookie is good for one to two of them.
         move_trials_per_datagram: Associations that a datagram from an unknown address is tried against, to find
-            out whether their client has moved there (see `movement`); about 2 microseconds each, so that one
+            out whether their client has moved there (see `movement`); about 3 microseconds each, so that one
             datagram never takes as long as a handshake. 0 finds nobody: a client that moved has to make a new
             handshake.
         move_trials_per_source: Such trials per second for datagrams from one IPv4 address or IPv6 /64: four full
             datagrams, as many as a client that moved sends in its first seconds.
-        move_trials_per_second: Such trials per second in total, of which half is only for associations of the
-            datagram's own host; the default takes no more than 1 % of a processor core.
+        move_trials_per_second: Such trials per second in total; the default takes little more than 1 % of a
+            processor core. What comes in half a second is kept for associations of the datagram's own host.
     """
 
     mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
