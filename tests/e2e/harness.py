@@ -60,7 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
 """What the shared homeservers are started with."""
 
 _shared: dict[str, ThrowawayHomeserver] = {}
-_numbers = itertools.count(1)
+numbers = itertools.count(1)
 
 
 def shared_homeserver(kind: str = "plain") -> ThrowawayHomeserver:
@@ -101,7 +101,7 @@ class User:
 
     def say(self, room_id: str, text: str) -> str:
         """Send a message over HTTP: its event id."""
-        path = f"{CLIENT}/rooms/{room_id}/send/m.room.message/http{next(_numbers)}"
+        path = f"{CLIENT}/rooms/{room_id}/send/m.room.message/http{next(numbers)}"
         return str(self.http("PUT", path, {"msgtype": "m.text", "body": text})["event_id"])
 
 
@@ -270,7 +270,7 @@ class SynapseTestCase(TestCase):
 
     def user(self) -> User:
         """A new user."""
-        return User(self.homeserver, f"user{next(_numbers)}")
+        return User(self.homeserver, f"user{next(numbers)}")
 
     def client(self, port: int | None = None, **arguments: Any) -> LowBandwidthClient:
         """A client of the homeserver, or of a relay in front of it; closed after the test."""
