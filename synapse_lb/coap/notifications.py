@@ -109,10 +109,6 @@ class Notifications:
         if not is_success(response.code):
             raise MessageError(f"{code_to_text(response.code)} cannot be notified")
         further = Options.of((OptionNumber.OBSERVE, LONGEST_NUMBER))
-        if exchange.block1 is not None and exchange.state is not State.OBSERVED:
-            further = further.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
-        if exchange.wants_size:
-            further = further.with_uint(OptionNumber.SIZE2, len(response.payload))
         plain = CoapResponse(response.code, response.options.without(OptionNumber.OBSERVE), response.payload)
         first = self._snapshots.begin(exchange, plain, further)
         if first is None:

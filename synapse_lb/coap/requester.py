@@ -199,8 +199,10 @@ class Requester:
         state, tuning = exchange.peer, self._core.tuning
         options, payload = transfer.next_message()
         self._counters.blocks_sent += transfer.uploads_blocks
-        last = not transfer.answered_at_once
-        exchange.token = exchange.own_token if last and exchange.own_token is not None else state.take_token()
+        own, last = exchange.own_token, not transfer.answered_at_once
+        exchange.token = (
+            own if last and own is not None and own not in state.requesting else state.take_token()
+        )
         state.requesting[exchange.token] = exchange
         if exchange.confirmable:
             message_id = state.take_message_id(now, tuning.exchange_lifetime)
@@ -238,11 +240,11 @@ class Requester:
                 self._fail(exchange, RequestReset("the peer rejected the request"), now)
             elif message is None:
                 self._fail(exchange, RequestTimedOut("no acknowledgement"), now)
-            elif message.code == Code.EMPTY:
+            elif message.code != Code.EMPTY:
+                self._take(exchange, message, now)
+            elif exchange.state is not State.OBSERVING:
                 exchange.advance(Step.ACKNOWLEDGED)
                 self._await_response(exchange, now)
-            else:
-                self._take(exchange, message, now)
 
         return on_outcome
 
@@ -273,14 +275,17 @@ class Requester:
         if exchange is None or (exchange.deregisters and OptionNumber.OBSERVE in message.options):
             self.reject(state.peer, message)
             return
-        self._reliability.stop(exchange.transmission, now)
-        exchange.transmission = seen = None
+        notifies, seen = _notifies(exchange, message), None
+        # With the token of another, it may be a notification of that, and no sign that this request has come through.
+        if not (notifies and exchange.own_token is not None):
+            self._reliability.stop(exchange.transmission, now)
+            exchange.transmission = None
         if message.type is Type.CON:
             if unrecognized_critical(message.options, self._understood) is not None:
                 self._core.send_reset(state.peer, message.message_id)
             else:
                 seen = state.dedup.add(message.message_id, digest, self._core.tuning.exchange_lifetime, now)
-                if not _notifies(exchange, message):
+                if not notifies:
                     reply = self._core.send(state.peer, Message(Type.ACK, 0, message.message_id))
                     state.dedup.settle(seen, reply)
         self._take(exchange, message, now, seen)
@@ -333,7 +338,6 @@ class Requester:
             id=self._core.next_exchange(),
             peer=exchange.peer,
             transfer=exchange.transfer.for_further_blocks(first),
-            confirmable=exchange.confirmable,
             fetches_for=exchange,
         )
         self._core.exchanges[fetch.id] = fetch

@@ -190,17 +190,7 @@ class Responder:
         now: float,
     ) -> None:
         """Make an exchange of a whole request and hand it to the application."""
-        observe = wanted(message.code, request.options)
-        registers = observe == REGISTER
-        if registers and state.observations >= self._core.limits.max_observations_per_peer:
-            # A server that does not want to be observed serves a plain request (RFC 7641 section 4.1).
-            self._counters.observations_refused += 1
-            registers = False
-        if not registers:
-            if len(state.serving) - state.observations >= self._core.limits.max_exchanges_per_peer:
-                raise TooManyExchanges("the peer has too many open requests")
-            if observe != DEREGISTER:
-                request = evolve(request, options=request.options.without(OptionNumber.OBSERVE))
+        request, registers = self._admit(state, request)
         block2 = read_block(options, OptionNumber.BLOCK2)
         exchange = ServerExchange(
             id=self._core.next_exchange(),
@@ -227,6 +217,25 @@ class Responder:
             request.code, request.options.without(*TRANSFER_OPTIONS), request.payload, exchange.confirmable
         )
         self._core.emit(RequestReceived(state.peer, exchange.id, whole))
+
+    def _admit(self, state: PeerState, request: CoapRequest) -> tuple[CoapRequest, bool]:
+        """Find room for a request; return it as the application gets it, and whether it registers.
+
+        Raises:
+            TooManyExchanges: There is none.
+        """
+        limits = self._core.limits
+        observe = wanted(request.code, request.options)
+        if observe == REGISTER:
+            if state.observations < limits.max_observations_per_peer:
+                return request, True
+            # A server that cannot have one more observer serves a plain request (RFC 7641 section 4.1).
+            self._counters.observations_refused += 1
+        if len(state.serving) - state.observations >= limits.max_exchanges_per_peer:
+            raise TooManyExchanges("the peer has too many open requests")
+        if observe != DEREGISTER:
+            request = evolve(request, options=request.options.without(OptionNumber.OBSERVE))
+        return request, False
 
     def _supersede(self, state: PeerState, message: Message, now: float) -> None:
         """End the exchange whose token is used for something new (RFC 7252 section 5.3.1).
@@ -387,12 +396,7 @@ class Responder:
         return found.peer
 
     def _first_message(self, exchange: ServerExchange, response: CoapResponse, now: float) -> FirstMessage:
-        further = Options()
-        if exchange.block1 is not None:
-            further = further.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
-        if exchange.wants_size:
-            further = further.with_uint(OptionNumber.SIZE2, len(response.payload))
-        first = self.snapshots.begin(exchange, response, further)
+        first = self.snapshots.begin(exchange, response)
         self.snapshots.discard_key(exchange.peer, exchange.key)
         if first is None:
             self._counters.responses_too_large += 1

@@ -35,7 +35,7 @@ from synapse_lb.coap.errors import BlockwiseError
 from synapse_lb.coap.events import CoapResponse
 from synapse_lb.coap.exchange import ServerExchange
 from synapse_lb.coap.numbers import Code, OptionNumber
-from synapse_lb.coap.options import Options
+from synapse_lb.coap.options import NO_OPTIONS, Options
 from synapse_lb.coap.peers import PeerState
 
 ETAG_LENGTH = 4
@@ -107,6 +107,15 @@ class FirstMessage:
     snapshot: Snapshot | None = None
 
 
+def _first_options(exchange: ServerExchange, options: Options, length: int) -> Options:
+    """Add what only the first message of a response tells of the transfer."""
+    if exchange.block1 is not None and not exchange.observed:
+        options = options.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
+    if exchange.wants_size:
+        options = options.with_uint(OptionNumber.SIZE2, length)
+    return options
+
+
 class Snapshots:
     """The response bodies that are being fetched.
 
@@ -143,14 +152,14 @@ class Snapshots:
         return size <= self._limits.snapshot_bytes_per_peer and size <= (MAX_BLOCK_NUMBER + 1) << (szx + 4)
 
     def begin(
-        self, exchange: ServerExchange, response: CoapResponse, further: Options
+        self, exchange: ServerExchange, response: CoapResponse, further: Options = NO_OPTIONS
     ) -> FirstMessage | None:
         """Make the first message of a response, and cut its body if it does not fit there.
 
         Args:
             exchange: Whose response.
             response: Whole.
-            further: Options for the first message only.
+            further: Options for the first message only, besides those of the transfer.
 
         Returns:
             The message, or None if the body is over a limit, or the options leave no room.
@@ -160,9 +169,9 @@ class Snapshots:
         """
         size = exchange.peer.settings.max_message_size
         options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
-        first = Options((*options, *further))
-        szx = min(self._limits.block_szx, self._limits.block_szx if exchange.szx is None else exchange.szx)
         length = len(response.payload)
+        first = _first_options(exchange, Options((*options, *further)), length)
+        szx = self._limits.block_szx if exchange.szx is None else min(self._limits.block_szx, exchange.szx)
         if length <= 16 << szx and length <= room_for_payload(
             response.code, first, None, size, exchange.token
         ):
@@ -174,18 +183,22 @@ class Snapshots:
         fitting = fitting_szx(response.code, first, OptionNumber.BLOCK2, size)
         if fitting is None or not self.accepts(length, min(szx, fitting)):
             return None
-        snapshot = Snapshot(
-            peer=exchange.peer,
-            key=exchange.key,
-            size=length,
-            code=response.code,
-            options=options,
-            payload=response.payload,
-            max_szx=fitting,
-        )
+        snapshot = self._make(exchange, CoapResponse(response.code, options, response.payload), fitting)
         block, payload = snapshot.cut(0, szx)
         first = first.with_option(OptionNumber.BLOCK2, block.encode())
         return FirstMessage(response.code, first, payload, snapshot)
+
+    @staticmethod
+    def _make(exchange: ServerExchange, response: CoapResponse, max_szx: int) -> Snapshot:
+        return Snapshot(
+            peer=exchange.peer,
+            key=exchange.key,
+            size=len(response.payload),
+            code=response.code,
+            options=response.options,
+            payload=response.payload,
+            max_szx=max_szx,
+        )
 
     def add(self, snapshot: Snapshot, now: float) -> None:
         """Keep a body that `accepts` allows, in place of one with its key."""
