@@ -254,7 +254,7 @@ class Server(_Examples):
         exchange = self.serves("CON [1] GET /temperature Token=4a Observe=0")
         self.notifies(exchange, CoapResponse(Code.CONTENT, Options(), b"22.9 Cel"))
         script.endpoint_sends("ACK [1]")
-        numbers = []
+        numbers: list[int | None] = []
         for text in ("22.9 Cel", "22.8 Cel", "23.1 Cel"):
             if numbers:
                 self.notifies(exchange, CoapResponse(Code.CONTENT, Options(), text.encode()))
