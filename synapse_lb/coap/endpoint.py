@@ -51,8 +51,9 @@ class Endpoint:
         understood: Critical options that the application knows, besides those of RFC 7252 and RFC 7959.
         scope: Says in whose name a request is made; block-wise state of different names is never mixed. It is
             called once for each new message with a request, in their order, also for those that the application
-            does not get to see.
-        sticky: Options that a peer may leave out once it has sent them; what they mean must be in `scope`.
+            does not get to see, and must not raise.
+        sticky: Options that a peer may leave out once it has sent them, also in further blocks of a body; what they
+            mean must be in `scope`. Without a `scope` there are none.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Endpoint:
         self._core = core = Core(random, tuning or Tuning(), limits or Limits())
         self._reliability = ReliabilityLayer(core)
         self._requester = Requester(core, self._reliability, understood)
-        self._responder = Responder(core, self._reliability, understood, sticky, scope)
+        self._responder = Responder(
+            core, self._reliability, understood, () if scope is None else sticky, scope
+        )
 
     # --- datagrams, timers, events ---
 

@@ -33,6 +33,18 @@ def not_carried(what: str) -> dict[str, Any]:
     return matrix_error(Codes.UNRECOGNIZED, f"The answer is {what}, which CoAP cannot carry; use HTTPS")
 
 
+def instead_of(what: str, status: int) -> tuple[int, dict[str, Any]]:
+    """Return the status and the error object that are given instead of an answer that CoAP cannot carry.
+
+    Args:
+        what: the answer, with its article.
+        status: its status, which stays if it is that of an error.
+    """
+    if status < 400:
+        return NOT_CARRIED, not_carried(what)
+    return status, matrix_error(Codes.UNKNOWN, f"The error is told in {what}, which CoAP cannot carry")
+
+
 def matrix_error(errcode: str, error: str) -> dict[str, Any]:
     """Return a Matrix error object."""
     return {"errcode": str(getattr(errcode, "value", errcode)), "error": error}

@@ -48,6 +48,7 @@ class CaptureChannel:
         self.factory = site
         self.transport = self
         self.request: hooks.LowBandwidthRequest | None = None
+        self._clock: Clock = site.reactor
         self._peer = peer
         self._host = host
         self._done = done
@@ -98,9 +99,12 @@ class CaptureChannel:
             self.write(part)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Let a producer write; one that waits to be asked is asked until it is done."""
+        """Let a producer write; one that waits to be asked is asked until it is done, or has written enough."""
         self._producer = producer
         while not streaming and self._producer is producer:
+            if self._refused is not None:
+                producer.stopProducing()
+                return
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
@@ -125,7 +129,7 @@ class CaptureChannel:
     def forceAbortClient(self) -> None:
         """A servlet failed in the middle of writing its answer."""
         self._answer(MatrixResponse(500, answers.matrix_error("M_UNKNOWN", "Internal server error")))
-        self.client_gone()
+        self._clock.callLater(0, self.client_gone)  # Never inside Synapse's call, as with a real connection.
 
     abortConnection = forceAbortClient
 
@@ -135,22 +139,30 @@ class CaptureChannel:
         """Tell Synapse that the client went away."""
         request, self.request = self.request, None
         if request is not None and not request.finished:
-            producer, self._producer = self._producer, None
             request.connectionLost(Failure(ConnectionLost()))
-            if producer is not None:
-                producer.stopProducing()
+            self._stop_producer()
+
+    def failed(self, failure: Failure) -> None:
+        """Hand on an exception that neither Synapse nor Twisted has caught."""
+        if not self._done.called:
+            self._done.errback(failure)
 
     def _served(self) -> hooks.LowBandwidthRequest:
         assert self.request is not None
         return self.request
 
     def _refuse(self, request: hooks.LowBandwidthRequest, what: str) -> None:
-        status = request.code if request.code >= 400 else answers.NOT_CARRIED
+        status, error = answers.instead_of(what, request.code)
         request.setResponseCode(status)  # It is this one that the access log is to show.
         self._written.clear()
-        self._refused = MatrixResponse(status, answers.not_carried(what))
-        if self._producer is not None:
-            self._producer.stopProducing()
+        self._refused = MatrixResponse(status, error)
+        # Never inside the producer's own call, as with a real connection.
+        self._clock.callLater(0, self._stop_producer)
+
+    def _stop_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.stopProducing()
 
     def _answer(self, response: MatrixResponse) -> None:
         done = self._done
@@ -196,14 +208,21 @@ class SynapseDispatcher:
 
         done: Deferred[MatrixResponse] = Deferred(client_gone)
         channel = CaptureChannel(self._site, client, self._host, done)
-        begin = self._clock.callLater(0, self._begin, request, channel)
+
+        def start() -> None:
+            try:
+                self._begin(request, channel)
+            except Exception:
+                channel.failed(Failure())
+
+        begin = self._clock.callLater(0, start)
         return done
 
     def _begin(self, request: MatrixRequest, channel: CaptureChannel) -> None:
         served = self._homeserver.request(channel, self._site)
         channel.request = served
         if request.body is not NO_BODY:
-            body = json.dumps(request.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            body = _json_text(request.body)
             served.requestHeaders.setRawHeaders(b"Content-Type", [b"application/json"])
             served.requestHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         else:
@@ -215,6 +234,15 @@ class SynapseDispatcher:
             served.requestHeaders.setRawHeaders(b"Authorization", [authorization])
         uri = request.path + (b"?" + request.query if request.query else b"")
         served.requestReceived(request.method.encode("ascii"), uri, PROTOCOL)
+
+
+def _json_text(body: Any) -> bytes:
+    """The text that a client would have sent over HTTP."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate, which JSON can name but UTF-8 cannot hold: what becomes of it is Synapse's decision.
+        return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def _unfit(headers: Headers) -> str | None:

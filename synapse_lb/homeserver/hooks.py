@@ -262,7 +262,7 @@ class LowBandwidthRequest(SynapseRequest):
         super().connectionLost(reason)
 
 
-class _ObjectAnswers:
+class ObjectAnswers:
     """Takes the answers of a Synapse resource as objects, before any JSON is written."""
 
     def _send_response(self, request: SynapseRequest, code: int, response_object: Any) -> None:
@@ -284,7 +284,7 @@ class _ObjectAnswers:
             request.channel.forceAbortClient()
 
 
-class ClientResource(_ObjectAnswers, ClientRestResource):
+class ClientResource(ObjectAnswers, ClientRestResource):
     """Everything under ``/_matrix/client`` that this process serves."""
 
     async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
@@ -295,7 +295,7 @@ class ClientResource(_ObjectAnswers, ClientRestResource):
         return await super()._async_render(request)
 
 
-class WellKnownClientResource(_ObjectAnswers, ClientWellKnownResource):
+class WellKnownClientResource(ObjectAnswers, ClientWellKnownResource):
     """``/.well-known/matrix/client``."""
 
 

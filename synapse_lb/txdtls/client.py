@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
 
 from synapse_lb.txdtls.client_protocol import ClientProtocol, format_address
 from synapse_lb.txdtls.context import ClientContext, ascii_host_name
-from synapse_lb.txdtls.errors import ConnectError, HandshakeTimeout, LocallyClosed, NetworkUnreachable
+from synapse_lb.txdtls.errors import (
+    ConnectError,
+    HandshakeTimeout,
+    LocallyClosed,
+    NameNotResolved,
+    NetworkUnreachable,
+)
 from synapse_lb.txdtls.interfaces import AssociationHandler
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 from synapse_lb.txdtls.resolve import resolve
@@ -132,8 +139,12 @@ def connect(
     chosen = options or ClientOptions()
     counters = ClientCounters()
     target = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        verified_name = ascii_host_name(server_name or target)
+    except NameNotResolved as error:
+        return fail(error)
 
-    def make_protocol(address: str, verified_name: str, timeout: float) -> ClientProtocol:
+    def make_protocol(address: str, timeout: float) -> ClientProtocol:
         return ClientProtocol(
             reactor=reactor,
             peer=(address, port),
@@ -146,26 +157,29 @@ def connect(
             counters=counters,
         )
 
-    async def attempt() -> ClientAssociation:
-        verified_name = ascii_host_name(server_name or target)
-        deadline = reactor.seconds() + chosen.handshake_timeout
-        addresses = await resolve(reactor, target)
-        failure: ConnectError = HandshakeTimeout(f"no time left to connect to {host}")
-        for position, address in enumerate(addresses):
-            share = (deadline - reactor.seconds()) / (len(addresses) - position)
-            if share <= 0:
-                break
-            protocol = make_protocol(address, verified_name, share)
-            try:
-                reactor.listenUDP(0, protocol, interface="::" if ":" in address else "")
-            except (OSError, CannotListenError) as error:
-                failure = NetworkUnreachable(f"{format_address((address, port))}: {error}")
-                continue
-            protocol.begin()
-            try:
-                return ClientAssociation(await protocol.established)
-            except (NetworkUnreachable, HandshakeTimeout) as error:
-                failure = error
-        raise failure
+    return Deferred.fromCoroutine(_try_addresses(reactor, target, chosen.handshake_timeout, make_protocol))
 
-    return Deferred.fromCoroutine(attempt())
+
+async def _try_addresses(
+    reactor: Any, host: str, timeout: float, make_protocol: Callable[[str, float], ClientProtocol]
+) -> ClientAssociation:
+    """Try one address after another, each for its share of the time that is left."""
+    deadline = reactor.seconds() + timeout
+    addresses = await resolve(reactor, host)
+    failure: ConnectError = HandshakeTimeout(f"no time left to connect to {host}")
+    for position, address in enumerate(addresses):
+        share = (deadline - reactor.seconds()) / (len(addresses) - position)
+        if share <= 0:
+            break
+        protocol = make_protocol(address, share)
+        try:
+            reactor.listenUDP(0, protocol, interface="::" if ":" in address else "")
+        except (OSError, CannotListenError) as error:
+            failure = NetworkUnreachable(f"{format_address(protocol.peer)}: {error}")
+            continue
+        protocol.begin()
+        try:
+            return ClientAssociation(await protocol.established)
+        except (NetworkUnreachable, HandshakeTimeout) as error:
+            failure = error
+    raise failure

@@ -24,6 +24,7 @@ from synapse_lb.txdtls.errors import (
     DTLSError,
     HandshakeFailed,
     HandshakeTimeout,
+    LocallyClosed,
     NetworkUnreachable,
     PeerClosed,
     SocketLost,
@@ -211,8 +212,6 @@ class ClientProtocol(DatagramProtocol):
         self._call(self._handler.association_established, self.association_id)
         if not self.over:
             self.established.callback(self)
-        elif not self.established.called:
-            self.established.errback(AssociationGone("the handler closed the association"))
 
     def _lost(self, reason: DTLSError) -> None:
         if isinstance(reason, AssociationLost):
@@ -241,7 +240,9 @@ class ClientProtocol(DatagramProtocol):
             self._closing = maybeDeferred(transport.stopListening)
 
     def _cancelled(self, _: Deferred[ClientProtocol]) -> None:
-        if not self.over:
+        if self._reported:
+            self.end(LocallyClosed("cancelled by this side"), notify=True)
+        elif not self.over:
             self._stop()
 
     def _handshake_timed_out(self) -> None:

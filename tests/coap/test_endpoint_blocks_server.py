@@ -142,12 +142,26 @@ class Downloads(ServerTestCase):
 
     def test_a_further_block_may_leave_out_what_is_no_part_of_the_key(self) -> None:
         """Token (256) and key version (257) are sticky, and Content-Format goes with the payload."""
-        endpoint = Endpoint(random=random.Random(1), limits=Limits(block_szx=3), understood=(257,))
+        endpoint = Endpoint(
+            random=random.Random(1),
+            limits=Limits(block_szx=3),
+            understood=(257,),
+            scope=lambda peer, options: "me",
+        )
         self.script = Script(self, endpoint=endpoint)
         self._begin("CON [1] POST /a 256=0x746f 257=1 Content-Format=60 No-Response=8 Size2=0")
         self.script.datagrams()
         self.script.peer_sends("CON [2] POST /a 2:1/0/128")
         self.script.endpoint_sends("ACK [2] 2.05 2:1/1/128", BODY[128:256])
+
+    def test_without_a_scope_every_option_is_part_of_the_key(self) -> None:
+        """Else bodies that were asked for with different tokens would be mixed up."""
+        self._begin("CON [1] GET /a 256=0x61")
+        self.script.datagrams()
+        self.script.peer_sends("CON [2] GET /a 2:1/0/128 256=0x62")
+        self.script.endpoint_sends("ACK [2] 4.08")
+        self.script.peer_sends("CON [3] GET /a 2:1/0/128 256=0x61")
+        self.script.endpoint_sends("ACK [3] 2.05 2:1/1/128", BODY[128:256])
 
     def test_scopes_are_kept_apart(self) -> None:
         tokens: list[bytes] = []
@@ -291,6 +305,8 @@ class Uploads(ServerTestCase):
 
     def test_options_of_the_first_block_count_and_those_of_the_transfer_go(self) -> None:
         """A client may send what is sticky with the first block only."""
+        endpoint = Endpoint(random=random.Random(1), scope=lambda peer, options: "me")
+        self.script = Script(self, endpoint=endpoint)
         self.script.peer_sends("CON [1] PUT /a 1:0/1/16 256=0x61 Size1=20 Request-Tag=0x01", BODY[:16])
         self.script.endpoint_sends("ACK [1] 2.31 1:0/1/16")
         self.script.peer_sends("CON [2] PUT /a 1:1/0/16 2:0/0/64 Request-Tag=0x01", BODY[16:20])

@@ -95,9 +95,45 @@ class ListenerTypeTests(SynchronousTestCase):
     """Teaching Synapse the listener type."""
 
     def test_twice_is_once(self) -> None:
+        hooks.teach_listener_type(config.LISTENER_TYPE, config.parse_listener)
         before = [vars(holder)["parse_listener_def"] for holder in (server, workers)]
         hooks.teach_listener_type(config.LISTENER_TYPE, config.parse_listener)
         self.assertEqual([vars(holder)["parse_listener_def"] for holder in (server, workers)], before)
+
+
+class ListeningTests(SynchronousTestCase):
+    """Opening our listeners with those of Synapse, in the main process and in a worker."""
+
+    def check(self, section: str, attribute: str, worker_app: str | None) -> None:
+        """Synapse must see all but ours, and ours must be there before and after."""
+        calls: list[Any] = []
+        api = fake_api()
+        settings = api._hs.config
+        settings.worker.worker_app = worker_app
+        setattr(getattr(settings, section), attribute, ["http", "ours"])
+
+        def start_listening() -> None:
+            calls.append(list(getattr(getattr(settings, section), attribute)))
+            if len(calls) > 2:
+                raise RuntimeError("a listener of Synapse's own")
+
+        vars(api._hs)["start_listening"] = start_listening
+        homeserver = hooks.Homeserver(api)
+        self.assertEqual(
+            (list(homeserver.listeners), homeserver.is_worker), (["http", "ours"], bool(worker_app))
+        )
+        homeserver.when_listening(lambda listener: listener == "ours", lambda: calls.append("started"))
+        api._hs.start_listening()
+        self.assertEqual(calls, [["http"], "started"])
+        self.assertEqual(list(homeserver.listeners), ["http", "ours"])
+        self.assertRaises(RuntimeError, api._hs.start_listening)
+        self.assertEqual(list(homeserver.listeners), ["http", "ours"])
+
+    def test_main_process(self) -> None:
+        self.check("server", "listeners", None)
+
+    def test_worker(self) -> None:
+        self.check("worker", "worker_listeners", "synapse.app.generic_worker")
 
 
 class StopTests(SynchronousTestCase):

@@ -276,14 +276,26 @@ class GatewayTests(SynchronousTestCase):
         self.assertEqual(self.gateway.counters.cancelled, 1)
         self.assertTrue(self.gateway.endpoint.idle)
 
-    def test_a_reset_cancels_the_request(self) -> None:
+    def test_a_new_request_with_the_token_of_the_last_cancels_that(self) -> None:
         self.dispatcher.answer = self.dispatcher.later
         self.alice.deaf = True
         code, pairs, _ = encode_request("GET", SYNC + "?timeout=30000", token="t")
         self.gateway.message_received(1, Message(Type.CON, code, 7, b"\x01", Options.of(*pairs)).encode())
         self.gateway.message_received(1, Message(Type.CON, code, 8, b"\x01", Options.of(*pairs)).encode())
-        # The token was used for a new request (RFC 7252 section 5.3.1): the first one is over.
+        # RFC 7252 section 5.3.1: the first one is over.
         self.assertEqual((len(self.dispatcher.asked), len(self.dispatcher.cancelled)), (2, 1))
+
+    def test_a_response_that_is_rejected_is_counted(self) -> None:
+        waiting: Deferred[MatrixResponse] = Deferred()
+        self.dispatcher.answer = lambda _: waiting
+        self.alice.deaf = True
+        code, pairs, _ = encode_request("GET", SYNC + "?timeout=30000", token="t")
+        self.gateway.message_received(1, Message(Type.CON, code, 7, b"\x01", Options.of(*pairs)).encode())
+        waiting.callback(MatrixResponse(200, {}))
+        separate = Message.decode(self.alice.received[-1])
+        self.assertEqual(separate.type, Type.CON)
+        self.gateway.message_received(1, Message(Type.RST, Code.EMPTY, separate.message_id).encode())
+        self.assertEqual(self.gateway.counters.undelivered, 1)
 
     def test_an_answer_after_the_client_has_gone_hurts_nobody(self) -> None:
         waiting: Deferred[MatrixResponse] = Deferred(lambda _: None)

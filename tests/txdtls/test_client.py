@@ -156,14 +156,27 @@ class FailureTests(NetworkTestCase):
         self.assertEqual(self.network.getDelayedCalls(), [])
         self.assertEqual(list(self.network._ports), [SERVER])
 
-    def test_a_handler_that_closes_at_once(self) -> None:
-        class Closing(Recorder):
+    def test_a_handler_that_raises_at_once(self) -> None:
+        class Raising(Recorder):
             def association_established(self, association_id: int) -> None:
                 raise RuntimeError("unwilling")
 
-        association = self.connect(handler=Closing())
+        association = self.connect(handler=Raising())
         self.assertTrue(association.connected)
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+
+    def test_a_handler_that_cancels_at_once(self) -> None:
+        class Cancelling(Recorder):
+            def association_established(self, association_id: int) -> None:
+                super().association_established(association_id)
+                deferred.cancel()
+
+        handler = Cancelling()
+        deferred = self.start(handler=handler)
+        self.network.advance(0.1)
+        self.failureResultOf(deferred, CancelledError)
+        self.assertEqual([type(reason) for _, reason in handler.lost], [errors.LocallyClosed])
+        self.assertEqual((self.server.associations, self.network.getDelayedCalls()), (0, []))
 
     def test_closing_in_the_callback_of_the_deferred(self) -> None:
         deferred = self.start()
