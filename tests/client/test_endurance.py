@@ -19,8 +19,7 @@ from synapse_lb.coap.tuning import Tuning
 from synapse_lb.testing.lossy import CLEAR, LossyRelay, Weather
 from tests.client.harness import REACTOR, Certificate, Server, until
 from tests.client.journal import JournalServer
-from tests.client.observing import QUICK, ObserveTestCase
-from tests.client.test_observe import error_response
+from tests.client.observing import QUICK, ObserveTestCase, error_response
 
 
 class EnduranceTestCase(ObserveTestCase):
