@@ -225,7 +225,7 @@ class Snapshots:
 
     def served(self, snapshot: Snapshot, block: Block, now: float) -> None:
         """Note that a block was sent; after the last one the body is kept for a short while only."""
-        self._store.touch(snapshot, now, None if block.more or snapshot.pinned else self._grace)
+        self._store.touch(snapshot, now, None if block.more else self._grace)
         if snapshot.on_served is not None:
             snapshot.on_served(block, now)
 
