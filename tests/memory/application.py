@@ -107,6 +107,7 @@ class Habits:
         longest_work: see there.
         breaks: how often the handler fails.
         patience: longest that a request may take until it is made again.
+        connect_timeout: longest that a handshake may take.
     """
 
     pause: float = 1.0
@@ -115,6 +116,7 @@ class Habits:
     longest_work: float = 70.0
     breaks: float = 0.01
     patience: float = 120.0
+    connect_timeout: float = 12.0
 
 
 class Application:
@@ -159,7 +161,7 @@ class Application:
             server,
             verification=verification,
             session=disk.session,
-            connect_timeout=12.0,
+            connect_timeout=habits.connect_timeout,
             random=random,
             **settings,
         )
