@@ -181,7 +181,9 @@ class ProcessTests(LoopbackTestCase):
 
     async def test_jc_imports_no_transport(self) -> None:
         """A filter in a pipe starts fast: it loads neither DTLS nor what the other commands need."""
-        code = "import sys; from synapse_lb.cli.main import main; main(['jc', '-x', '{}']); print(*sys.modules)"
+        code = (
+            "import sys; from synapse_lb.cli.main import main; main(['jc', '-x', '{}']); print(*sys.modules)"
+        )
         out, err, status = await self.execute("-c", code)
         self.assertEqual((err, status), ("", 0))
         loaded = out.split()
