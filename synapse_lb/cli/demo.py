@@ -159,7 +159,7 @@ class Demo:
         Raises:
             CommandError: one of the two failed.
         """
-        self._say(f"Starting Synapse {_synapse_version()} with a low-bandwidth listener ... ")
+        self._say(f"Starting a throw-away Synapse {_synapse_version()} ... ")
         began = time.monotonic()
         try:
             self.homeserver.start()
@@ -328,7 +328,7 @@ class Demo:
         coap = f"synapse-lb coap --cacert {server.certificate_path} --json"
         alice, bob = outcome.tokens
         send = f"_matrix/client/v3/rooms/{outcome.room_id}/send/m.room.message"
-        sync = "_matrix/client/v3/sync?timeout=0"
+        read = f"_matrix/client/v3/rooms/{outcome.room_id}/messages?dir=b&limit=3"
         body = '{"msgtype": "m.text", "body": "Hello again"}'
         return [
             ("what the server can do", f"{coap} {server.coaps_url}/_matrix/client/versions"),
@@ -336,11 +336,11 @@ class Demo:
                 "alice says something",
                 f"{coap} --token {alice} -X PUT -d '{body}' '{server.coaps_url}/{send}/1'",
             ),
-            ("bob looks for news", f"{coap} --token {bob} '{server.coaps_url}/{sync}'"),
+            ("bob reads it", f"{coap} --token {bob} '{server.coaps_url}/{read}'"),
             (
                 "the same over HTTPS",
                 f"curl --cacert {server.certificate_path} -H 'Authorization: Bearer {bob}' "
-                f"'{server.https_url}/{sync}'",
+                f"'{server.https_url}/{read}'",
             ),
             ("its log", f"tail -f {server.folder}/homeserver.log"),
             ("stop it and remove everything", f"kill {server.released_pid}; rm -r {server.folder}"),

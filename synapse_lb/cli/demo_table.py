@@ -79,8 +79,8 @@ class Painter:
 
     def header(self) -> str:
         """The two lines above the table."""
-        upper = f"{'':<61}{'CoAP over DTLS':>14}  {'JSON over HTTPS':>15}"
-        names = f"{'who':<6} {'request':<33} {'':<12} {'status':>6} "
+        upper = f"{'':<58}{'CoAP over DTLS':>14}  {'JSON over HTTPS':>15}"
+        names = f"{'who':<6} {'request':<30} {'':<12} {'status':>6} "
         columns = f"{'bytes':>8}{'packets':>8} {'bytes':>8}{'packets':>8} {'saved':>6}"
         rule = "─" * WIDTH
         return f"{self._paint(_BOLD, upper)}\n{self._paint(_BOLD, names + columns)}\n{rule}\n"
@@ -88,7 +88,7 @@ class Painter:
     def line(self, row: Row) -> str:
         """One line of the table."""
         status = "" if row.status is None else str(row.status)
-        return f"{row.who:<6} {row.request:<46} {status:>6} {self._numbers(row)}\n"
+        return f"{row.who:<6} {row.request:<43} {status:>6} {self._numbers(row)}\n"
 
     def footer(self, rows: Sequence[Row]) -> str:
         """The totals."""
@@ -99,7 +99,7 @@ class Painter:
             total(handshakes, f"{len(handshakes)} handshakes"),
             total(rows),
         ]
-        text = "".join(f"{'':<6} {row.request:<46} {'':>6} {self._numbers(row)}\n" for row in lines)
+        text = "".join(f"{'':<6} {row.request:<43} {'':>6} {self._numbers(row)}\n" for row in lines)
         return "─" * WIDTH + "\n" + self._paint(_BOLD, text.rstrip("\n")) + "\n"
 
     def note(self, text: str) -> str:

@@ -222,7 +222,7 @@ class SynapseDispatcher:
         served = self._homeserver.request(channel, self._site)
         channel.request = served
         if request.body is not NO_BODY:
-            body = json.dumps(request.body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            body = _json_text(request.body)
             served.requestHeaders.setRawHeaders(b"Content-Type", [b"application/json"])
             served.requestHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(body)])
         else:
@@ -234,6 +234,15 @@ class SynapseDispatcher:
             served.requestHeaders.setRawHeaders(b"Authorization", [authorization])
         uri = request.path + (b"?" + request.query if request.query else b"")
         served.requestReceived(request.method.encode("ascii"), uri, PROTOCOL)
+
+
+def _json_text(body: Any) -> bytes:
+    """The text that a client would have sent over HTTP."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate, which JSON can name but UTF-8 cannot hold: what becomes of it is Synapse's decision.
+        return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def _unfit(headers: Headers) -> str | None:

@@ -141,6 +141,7 @@ class ThrowawayHomeserver:
         log_level: the level of the log file.
         address: the address that all listeners bind to.
         ports: fixed ports instead of free ones.
+        https: the homeserver has a certificate and an HTTPS listener; without it, it has neither.
         http_resources: what the two HTTP listeners serve.
         extra_config: top-level keys of ``homeserver.yaml`` that replace what is written otherwise.
         python: the interpreter; its environment decides which Synapse runs.
@@ -164,6 +165,7 @@ class ThrowawayHomeserver:
         log_level: str = "INFO",
         address: str = "127.0.0.1",
         ports: Ports | None = None,
+        https: bool = True,
         http_resources: Sequence[str] = ("client",),
         extra_config: Mapping[str, Any] | None = None,
         python: str = sys.executable,
@@ -178,6 +180,7 @@ class ThrowawayHomeserver:
             presence=presence,
             log_level=log_level,
             address=address,
+            https=https,
             http_resources=list(http_resources),
             extra_config=dict(extra_config or {}),
         )

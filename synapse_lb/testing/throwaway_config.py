@@ -58,13 +58,14 @@ class Settings:
     presence: bool
     log_level: str
     address: str
+    https: bool
     http_resources: list[str]
     extra_config: dict[str, Any]
 
 
 def write(folder: Path, settings: Settings, *, http: int, https: int, lowbandwidth: int) -> None:
     """Write all files into `folder`; keys and certificate only if they are not there yet."""
-    _write_keys(folder, settings.address)
+    _write_keys(folder, settings)
     (folder / LOG_CONFIG).write_text(json.dumps(_log_config(folder, settings.log_level), indent=2))
     config = homeserver_config(folder, settings, http=http, https=https, lowbandwidth=lowbandwidth)
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
@@ -79,8 +80,6 @@ def homeserver_config(
         "public_baseurl": f"http://{settings.address}:{http}/",
         "pid_file": str(folder / "homeserver.pid"),
         "listeners": _listeners(settings, http, https, lowbandwidth),
-        "tls_certificate_path": str(folder / CERTIFICATE),
-        "tls_private_key_path": str(folder / PRIVATE_KEY),
         "database": {"name": "sqlite3", "args": {"database": str(folder / "homeserver.db")}},
         "log_config": str(folder / LOG_CONFIG),
         "media_store_path": str(folder / "media"),
@@ -97,6 +96,9 @@ def homeserver_config(
         "bcrypt_rounds": 4,
         **({} if settings.rate_limits else NO_RATE_LIMITS),
     }
+    if settings.https:
+        config["tls_certificate_path"] = str(folder / CERTIFICATE)
+        config["tls_private_key_path"] = str(folder / PRIVATE_KEY)
     if settings.lowbandwidth:
         config["modules"] = [{"module": "synapse_lb.LowBandwidthModule", "config": settings.module_config}]
     return {**config, **settings.extra_config}
@@ -105,10 +107,9 @@ def homeserver_config(
 def _listeners(settings: Settings, http: int, https: int, lowbandwidth: int) -> list[dict[str, Any]]:
     common = {"bind_addresses": [settings.address]}
     resources = {"resources": [{"names": settings.http_resources, "compress": False}]}
-    listeners = [
-        {"type": "http", "port": http, "tls": False, **common, **resources},
-        {"type": "http", "port": https, "tls": True, **common, **resources},
-    ]
+    listeners = [{"type": "http", "port": http, "tls": False, **common, **resources}]
+    if settings.https:
+        listeners.append({"type": "http", "port": https, "tls": True, **common, **resources})
     if settings.lowbandwidth:
         listener = {"type": "lowbandwidth", "port": lowbandwidth, **common, **settings.lowbandwidth_options}
         listeners.append({key: value for key, value in listener.items() if value is not None})
@@ -133,9 +134,9 @@ def _log_config(folder: Path, level: str) -> dict[str, Any]:
     }
 
 
-def _write_keys(folder: Path, address: str) -> None:
-    if not (folder / CERTIFICATE).exists():
-        names = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", address]))
+def _write_keys(folder: Path, settings: Settings) -> None:
+    if settings.https and not (folder / CERTIFICATE).exists():
+        names = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", settings.address]))
         certificate, key = generate_self_signed(names)
         (folder / CERTIFICATE).write_bytes(certificate)
         _write_secret(folder / PRIVATE_KEY, key)

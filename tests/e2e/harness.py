@@ -41,7 +41,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rate-limited": {
         "rate_limits": True,
-        "extra_config": {"rc_message": {"per_second": 0.05, "burst_count": 2}},
+        "extra_config": {
+            "rc_message": {"per_second": 0.05, "burst_count": 2},
+            "rc_registration": {"per_second": 1000, "burst_count": 1000},
+        },
     },
     "special": {
         # Single sign-on, which answers with redirects, and metrics.
@@ -52,12 +55,12 @@ KINDS: dict[str, dict[str, Any]] = {
         },
     },
     # Tests of the network's badness need not wait for timeouts that are made for the whole world.
-    "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.04, "separate_after": 0.2}}},
+    "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.02, "separate_after": 0.2}}},
 }
 """What the shared homeservers are started with."""
 
 _shared: dict[str, ThrowawayHomeserver] = {}
-_numbers = itertools.count(1)
+numbers = itertools.count(1)
 
 
 def shared_homeserver(kind: str = "plain") -> ThrowawayHomeserver:
@@ -98,7 +101,7 @@ class User:
 
     def say(self, room_id: str, text: str) -> str:
         """Send a message over HTTP: its event id."""
-        path = f"{CLIENT}/rooms/{room_id}/send/m.room.message/http{next(_numbers)}"
+        path = f"{CLIENT}/rooms/{room_id}/send/m.room.message/http{next(numbers)}"
         return str(self.http("PUT", path, {"msgtype": "m.text", "body": text})["event_id"])
 
 
@@ -196,6 +199,10 @@ class RawPeer:
                     return
                 raise AssertionError(f"no {what} came; lost: {self.lost!r}; {self.received}") from error
 
+    async def until_lost(self) -> None:
+        """Wait for the end of the association."""
+        await self.until(lambda: self.lost is not None, "end of the association")
+
     def close(self) -> Deferred[None] | None:
         """Say close_notify."""
         return None if self.association is None else self.association.close()
@@ -245,21 +252,25 @@ class SynapseTestCase(TestCase):
     allowed_errors: tuple[str, ...] = ()
     """Parts of log lines that are errors by Synapse's own will."""
 
+    homeserver: ThrowawayHomeserver
+    log_start: int
+    errors_before: int
+
     def setUp(self) -> None:
         self.homeserver = shared_homeserver(self.kind)
         if self.homeserver.pid is None:
             self.homeserver.start()
         self.log_start = len(self.homeserver.log_text())
-        self._errors_before = len(self.homeserver.error_lines(self.allowed_errors))
+        self.errors_before = len(self.homeserver.error_lines(self.allowed_errors))
 
     def tearDown(self) -> None:
-        new = self.homeserver.error_lines(self.allowed_errors)[self._errors_before :]
+        new = self.homeserver.error_lines(self.allowed_errors)[self.errors_before :]
         self.assertEqual(new, [], "Synapse logged errors during this test")
         self.assertIsNotNone(self.homeserver.pid, "Synapse ended")
 
     def user(self) -> User:
         """A new user."""
-        return User(self.homeserver, f"user{next(_numbers)}")
+        return User(self.homeserver, f"user{next(numbers)}")
 
     def client(self, port: int | None = None, **arguments: Any) -> LowBandwidthClient:
         """A client of the homeserver, or of a relay in front of it; closed after the test."""

@@ -26,9 +26,9 @@ from tests.e2e.harness import CLIENT, SynapseTestCase, User, cbor_value, path_op
 BIG = 300_000
 """Bytes of JSON that the large /sync has at least."""
 
-BAD = attrs.evolve(STORM, hold_back=0.01)
-SMALL_WORLD = Tuning(min_rto=0.04, ack_timeout=0.5, max_retransmit=8)
-"""The network of these tests has a round trip of up to 40 ms; eight copies are not all lost."""
+BAD = attrs.evolve(STORM, hold_back=0.005)
+SMALL_WORLD = Tuning(min_rto=0.02, ack_timeout=0.5, max_retransmit=8, separate_after=0.2)
+"""The network of these tests has a round trip of up to 20 ms; eight copies are not all lost."""
 
 _filled: dict[int, tuple[User, dict[str, Any]]] = {}
 

@@ -165,6 +165,12 @@ class ServletTests(DispatchTestCase):
         self.assertEqual((status, body["token"]), (200, None))
         self.assertEqual(body["got"], '{"ü":[1.5,1152921504606846976,"\\u0000"]}')
 
+    async def test_text_that_json_can_name_and_utf_8_cannot_hold(self) -> None:
+        status, body = await self.ask(
+            Servlet(lambda _: None), MatrixRequest("POST", b"/_matrix/client/x", body={"a": "\ud800"})
+        )
+        self.assertEqual((status, body["got"]), (200, '{"a":"\\ud800"}'))
+
     async def test_a_body_that_is_too_large_as_json(self) -> None:
         request = MatrixRequest("POST", b"/_matrix/client/x", body={"a": "\x00" * 200})
         status, body = await self.ask(Servlet(lambda _: None), request)
