@@ -24,7 +24,7 @@ from synapse_lb.coap.block import Block
 from synapse_lb.coap.blockwise import room_for_payload
 from synapse_lb.coap.congestion import CongestionWindow
 from synapse_lb.coap.core import Core
-from synapse_lb.coap.errors import RequestTimedOut
+from synapse_lb.coap.errors import MessageTooLarge, RequestTimedOut
 from synapse_lb.coap.events import CoapResponse
 from synapse_lb.coap.exchange import ClientExchange, State, Step
 from synapse_lb.coap.message import Message
@@ -119,7 +119,11 @@ class QBlockClient:
         self._counters.q_block_fallbacks += 1
         exchange.fell_back = True
         exchange.peer.settings.q_block = False
-        transfer.fall_back()
+        try:
+            transfer.fall_back()
+        except MessageTooLarge as error:
+            self._host.fail(exchange, error, now)
+            return
         self._again(exchange, transfer, now)
 
     def _again(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:

@@ -185,10 +185,10 @@ class Transfer:
         options = self._options
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
-        if uploading:
-            options = options.with_uint(OptionNumber.SIZE1, len(self._payload))
-            options = self._with_offer(options)
-        return options
+        if not uploading:
+            # Blocks are asked for as they are: no 2.03 in their place, and no observation of them (4.4, 4.5).
+            return options.without(OptionNumber.ETAG, OptionNumber.OBSERVE)
+        return self._with_offer(options.with_uint(OptionNumber.SIZE1, len(self._payload)))
 
     def uploaded(self) -> None:
         """Note that the request body has come through by Q-Block1, or that the peer does not want it."""

@@ -21,8 +21,8 @@ class _Base(SynchronousTestCase):
     def setUp(self) -> None:
         self.start()
 
-    def start(self, limits: Limits | None = None, **tuning: int) -> None:
-        self.script = Script(self, tuning=Tuning(q_block=True, **tuning), limits=limits)
+    def start(self, limits: Limits | None = None, *, max_payloads: int = 10) -> None:
+        self.script = Script(self, tuning=Tuning(q_block=True, max_payloads=max_payloads), limits=limits)
         self.counters = self.script.endpoint.counters
         self.message_id = 0x4000
 
@@ -304,8 +304,9 @@ class Uploads(_Base):
     def block(self, number: int, count: int, tag: int = 1, kind: str = "NON", path: str = "a") -> int:
         """The peer sends a block of 16 bytes, of so many."""
         more = int(number + 1 < count)
+        token = (number + 64 * max(0, tag - 1)) % 256
         return self.says(
-            f"PUT /{path} Token=0x{(number + 64 * max(0, tag - 1)) % 256:02x} Request-Tag=0x{tag:04x} Size1={16 * count} Q1:{number}/{more}/16",
+            f"PUT /{path} Token=0x{token:02x} Request-Tag=0x{tag:04x} Size1={16 * count} Q1:{number}/{more}/16",
             bytes([number % 256]) * 16,
             kind,
         )
