@@ -21,6 +21,7 @@ from synapse_lb.coap.timers import Timer
 
 if TYPE_CHECKING:
     from synapse_lb.coap.peers import PeerState
+    from synapse_lb.coap.qblock_stream import Stream
     from synapse_lb.coap.reliability import Transmission
     from synapse_lb.coap.transfer import Transfer
 
@@ -32,6 +33,8 @@ class State(Enum):
     """Client: a message of the request is about to be sent."""
     REQUESTING = "requesting"
     """Client: a Confirmable request is sent, or queued, and not acknowledged."""
+    STREAMING = "streaming"
+    """Client: several blocks of a body are under way at once (RFC 9177)."""
     AWAITING = "awaiting"
     """Client: the request is acknowledged, or Non-confirmable, and its response is to come."""
     PINGING = "pinging"
@@ -52,6 +55,8 @@ class Step(Enum):
     SEND_CONFIRMABLE = "send confirmable"
     SEND_NON_CONFIRMABLE = "send non-confirmable"
     PING = "ping"
+    STREAM = "stream"
+    """We send, or ask for, several blocks at once (RFC 9177)."""
     ACKNOWLEDGED = "acknowledged"
     """The peer sent an empty ACK for our request."""
     BLOCK_DONE = "block done"
@@ -74,12 +79,17 @@ class Step(Enum):
 #       '------> ENDED <-------'                       CON '-> DELIVERING <----------'
 #
 #                                          (RFC 7252 sections 4.2, 4.3, 5.2.1 to 5.2.3)
+#
+#   READY <-> STREAMING -> ENDED             (RFC 9177)
 TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = MappingProxyType(
     {
         (State.READY, Step.SEND_CONFIRMABLE): State.REQUESTING,
         (State.READY, Step.SEND_NON_CONFIRMABLE): State.AWAITING,
         (State.READY, Step.PING): State.PINGING,
+        (State.READY, Step.STREAM): State.STREAMING,
         (State.READY, Step.END): State.ENDED,
+        (State.STREAMING, Step.BLOCK_DONE): State.READY,
+        (State.STREAMING, Step.END): State.ENDED,
         (State.REQUESTING, Step.ACKNOWLEDGED): State.AWAITING,
         (State.REQUESTING, Step.BLOCK_DONE): State.READY,
         (State.REQUESTING, Step.END): State.ENDED,
@@ -145,12 +155,18 @@ class ClientExchange(Exchange):
         transfer: The request and what has come of its response; None for a ping.
         key: What its blocks would be known by to the peer, but for a Request-Tag; None for a ping.
         confirmable: Whether its messages are Confirmable.
+        stream: Its blocks that are under way, several at once (RFC 9177); None if it has none.
+        started: When its current message was sent, in monotonic seconds.
+        fell_back: Whether it was made once more without Q-Block.
     """
 
     state: State = State.READY
     transfer: Transfer | None = None
     key: BlockKey | None = None
     confirmable: bool = True
+    stream: Stream | None = None
+    started: float = 0.0
+    fell_back: bool = False
 
 
 @define(eq=False, kw_only=True)
@@ -163,6 +179,7 @@ class ServerExchange(Exchange):
         seen: Its entry in the table of duplicates.
         key: Under which the response is kept if it takes several blocks.
         block1: The option to be repeated in the response, if the request came in blocks.
+        q_block: What of the response the client wants at first; None if it did not say that it knows Q-Block2.
         szx: Size exponent of the largest block that the client wants; None if it did not say.
         wants_size: Whether the client asks for the size of the body (RFC 7959 section 4).
         no_response: Value of the No-Response option (RFC 7967 section 2); 0 to send all responses.
@@ -174,6 +191,7 @@ class ServerExchange(Exchange):
     seen: Seen
     key: BlockKey
     block1: Block | None = None
+    q_block: Block | None = None
     szx: int | None = None
     wants_size: bool = False
     no_response: int = 0

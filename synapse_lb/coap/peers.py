@@ -15,6 +15,7 @@ from synapse_lb.coap.timers import Timer
 
 if TYPE_CHECKING:
     from synapse_lb.coap.exchange import ClientExchange, ServerExchange
+    from synapse_lb.coap.pacing import Pacer
     from synapse_lb.coap.reliability import Transmission
 
 MAX_TOKEN_VALUE = 0xFFFF
@@ -29,10 +30,15 @@ class PeerSettings:
     Attributes:
         max_message_size: Bytes of the largest message that it can be sent.
         rto: Its retransmission timeout.
+        q_block: Whether it is asked for Q-Block.
+        silent_until: Monotonic seconds; until then it gets no further body in Non-confirmable sets, since it did
+            not answer one (PROBING_RATE, RFC 9177 section 7.2).
     """
 
     max_message_size: int
     rto: RetransmissionTimeout
+    q_block: bool = False
+    silent_until: float = 0.0
 
 
 @define(eq=False)
@@ -47,12 +53,16 @@ class PeerState:
             (EXCHANGE_LIFETIME, RFC 7252 section 4.4).
         last_token: The value of the token used last.
         outstanding: Confirmable messages that are not acknowledged, by message id.
+        windowed: How many of them do not count for NSTART, since a window of their own holds them.
         queue: Confirmable messages that wait for NSTART to let them go.
         dedup: The messages that were received.
         serving: Requests of the peer that are open, by token.
         requesting: Requests of ours that are open, by the token of the current message.
+        further_tokens: How many tokens in `requesting` are not the only one of their request (RFC 9177).
         pings: Pings that are not answered.
         bodies: How many bodies are kept for it, half received or being fetched.
+        streaming: Confirmable messages with Q-Block2 blocks that are not acknowledged.
+        pacer: Its Q-Block2 blocks that wait to be sent, if there ever were any.
         sweep: The timer that looks whether this can be freed.
     """
 
@@ -63,11 +73,15 @@ class PeerState:
     message_ids_until: float = 0.0
     last_token: int = 0
     outstanding: dict[int, Transmission] = field(factory=dict)
+    windowed: int = 0
     queue: deque[Transmission] = field(factory=deque)
     serving: dict[bytes, ServerExchange] = field(factory=dict)
     requesting: dict[bytes, ClientExchange] = field(factory=dict)
+    further_tokens: int = 0
     pings: int = 0
     bodies: int = 0
+    streaming: int = 0
+    pacer: Pacer | None = None
     sweep: Timer | None = None
 
     def take_message_id(self, now: float, lifetime: float) -> int:

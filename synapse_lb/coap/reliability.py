@@ -47,6 +47,7 @@ class Transmission:
         last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
+        windowed: Whether it does not count for NSTART.
         timer: When the next copy is due; None while it is queued.
     """
 
@@ -59,6 +60,7 @@ class Transmission:
     last_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
+    windowed: bool = False
     timer: Timer | None = None
 
 
@@ -80,6 +82,7 @@ class ReliabilityLayer:
         now: float,
         *,
         allowance: float = 0.0,
+        windowed: bool = False,
     ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
 
@@ -89,13 +92,16 @@ class ReliabilityLayer:
             on_outcome: Told how it ended.
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
+            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7).
 
         Raises:
             MessageError: The message has no wire form.
             OptionError: One of its options has none.
         """
-        transmission = Transmission(state, message, message.encode(), on_outcome, allowance)
-        if len(state.outstanding) < self._core.tuning.nstart:
+        transmission = Transmission(
+            state, message, message.encode(), on_outcome, allowance, windowed=windowed
+        )
+        if windowed or self._has_room(state):
             self._start(transmission, now)
         else:
             state.queue.append(transmission)
@@ -117,6 +123,10 @@ class ReliabilityLayer:
         for transmission in state.outstanding.values():
             self._core.timers.cancel(transmission.timer)
         state.outstanding.clear()
+        state.windowed = 0
+
+    def _has_room(self, state: PeerState) -> bool:
+        return len(state.outstanding) - state.windowed < self._core.tuning.nstart
 
     def receive_acknowledgement(self, state: PeerState, message: Message, now: float) -> bool:
         """Take in an ACK, empty or with a piggybacked response.
@@ -153,6 +163,7 @@ class ReliabilityLayer:
     def _start(self, transmission: Transmission, now: float) -> None:
         state = transmission.peer
         state.outstanding[transmission.message.message_id] = transmission
+        state.windowed += transmission.windowed
         transmission.first_sent = now
         transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
         self._transmit(transmission, now)
@@ -199,5 +210,6 @@ class ReliabilityLayer:
         self._core.timers.cancel(transmission.timer)
         transmission.timer = None
         del state.outstanding[transmission.message.message_id]
-        if state.queue and len(state.outstanding) < self._core.tuning.nstart:
+        state.windowed -= transmission.windowed
+        if state.queue and self._has_room(state):
             self._start(state.queue.popleft(), now)

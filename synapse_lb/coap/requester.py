@@ -21,12 +21,14 @@ from synapse_lb.coap.errors import (
     TooManyExchanges,
     UnrecognizedOption,
 )
-from synapse_lb.coap.events import CoapRequest, PongReceived, RequestFailed, ResponseReceived
+from synapse_lb.coap.events import CoapRequest, CoapResponse, PongReceived, RequestFailed, ResponseReceived
 from synapse_lb.coap.exchange import ClientExchange, State, Step
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_request
 from synapse_lb.coap.options import strip_unrecognized_elective, unrecognized_critical
 from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS
+from synapse_lb.coap.qblock_client import QBlockClient
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.transfer import Transfer
 
@@ -45,6 +47,9 @@ class Requester:
         self._counters = core.counters
         self._reliability = reliability
         self._understood = frozenset(understood)
+        if core.tuning.q_block:
+            self._understood |= Q_BLOCK_OPTIONS
+        self._q_block = QBlockClient(core, reliability, self)
 
     # --- the application asks ---
 
@@ -64,6 +69,7 @@ class Requester:
             raise MessageError(f"{code_to_text(request.code)} is no method")
         self._admit(state)
         limits = self._core.limits
+        q_block = self._q_block.offers(state, now, confirmable=request.confirmable)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
         transfer = Transfer(
             request,
@@ -71,6 +77,8 @@ class Requester:
             max_message_size=state.settings.max_message_size,
             max_response_body=limits.max_response_body,
             request_tag=_free_tag([other for other in state.requesting.values() if other.key == key]),
+            q_block_tag=self._q_block.next_tag() if q_block and request.payload else None,
+            q_block=q_block,
         )
         exchange = ClientExchange(
             id=self._core.next_exchange(),
@@ -81,7 +89,7 @@ class Requester:
         )
         self._core.exchanges[exchange.id] = exchange
         self._counters.requests_sent += 1
-        self._send_next(exchange, transfer, now)
+        self.send_next(exchange, transfer, now)
         return exchange.id
 
     def ping(self, state: PeerState, now: float) -> int:
@@ -119,15 +127,22 @@ class Requester:
         """Fail everything of a peer that has gone."""
         for exchange in list(self._core.exchanges.values()):
             if isinstance(exchange, ClientExchange) and exchange.peer is state:
-                self._fail(exchange, PeerGone("the association has ended"), now)
+                self.fail(exchange, PeerGone("the association has ended"), now)
 
     def _admit(self, state: PeerState) -> None:
-        if len(state.requesting) + state.pings >= self._core.limits.max_exchanges_per_peer:
+        if (
+            len(state.requesting) - state.further_tokens + state.pings
+            >= self._core.limits.max_exchanges_per_peer
+        ):
             raise TooManyExchanges("too many requests to the peer are open")
 
-    def _send_next(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
+    def send_next(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
         """Send the message that the transfer has ready, under a new token."""
         state, tuning = exchange.peer, self._core.tuning
+        exchange.started = now
+        if transfer.q_block and transfer.uploads_blocks:
+            self._q_block.upload(exchange, transfer, now)
+            return
         options, payload = transfer.next_message()
         self._counters.blocks_sent += transfer.uploads_blocks
         exchange.token = state.take_token()
@@ -153,7 +168,7 @@ class Requester:
         self._core.later(
             exchange,
             self._core.tuning.response_timeout,
-            lambda now: self._fail(exchange, RequestTimedOut("no response in time"), now),
+            lambda now: self.fail(exchange, RequestTimedOut("no response in time"), now),
             now,
         )
 
@@ -163,21 +178,21 @@ class Requester:
         def on_outcome(outcome: Outcome, message: Message | None, now: float) -> None:
             exchange.transmission = None
             if outcome is Outcome.RESET:
-                self._fail(exchange, RequestReset("the peer rejected the request"), now)
+                self.fail(exchange, RequestReset("the peer rejected the request"), now)
             elif message is None:
-                self._fail(exchange, RequestTimedOut("no acknowledgement"), now)
+                self.fail(exchange, RequestTimedOut("no acknowledgement"), now)
             elif message.code == Code.EMPTY:
                 exchange.advance(Step.ACKNOWLEDGED)
                 self._await_response(exchange, now)
             else:
-                self._take(exchange, message, now)
+                self.take(exchange, message, now)
 
         return on_outcome
 
     def _on_pong(self, exchange: ClientExchange) -> OnOutcome:
         def on_outcome(outcome: Outcome, _message: Message | None, now: float) -> None:
             if outcome is Outcome.TIMED_OUT:
-                self._fail(exchange, RequestTimedOut("no answer to the ping"), now)
+                self.fail(exchange, RequestTimedOut("no answer to the ping"), now)
                 return
             # A Reset is the answer; an ACK, which some peers send, shows that it is there as well.
             self._end(exchange, now)
@@ -208,7 +223,7 @@ class Requester:
                 seen = state.dedup.add(message.message_id, digest, self._core.tuning.exchange_lifetime, now)
                 reply = self._core.send(state.peer, Message(Type.ACK, 0, message.message_id))
                 state.dedup.settle(seen, reply)
-        self._take(exchange, message, now)
+        self.take(exchange, message, now)
 
     def reject(self, peer: object, message: Message) -> None:
         """Reject a response that belongs to nothing here (RFC 7252 section 4.2); a Non-confirmable one, and
@@ -217,8 +232,8 @@ class Requester:
         if message.type is Type.CON:
             self._core.send_reset(peer, message.message_id)
 
-    def _take(self, exchange: ClientExchange, message: Message, now: float) -> None:
-        """Take a response to the current message of an exchange."""
+    def take(self, exchange: ClientExchange, message: Message, now: float) -> None:
+        """Take a response to the current message of an exchange, or to one of its blocks."""
         transfer = exchange.transfer
         assert transfer is not None  # only pings have none, and those are not found by a token
         restarts = transfer.restarts
@@ -226,25 +241,37 @@ class Requester:
             number = unrecognized_critical(message.options, self._understood)
             if number is not None:
                 raise UnrecognizedOption(number)
+            if transfer.q_block and self._q_block.take(exchange, transfer, _sane(message), now):
+                return
             self._counters.blocks_received += OptionNumber.BLOCK2 in message.options
             response = transfer.feed(_sane(message))
         except RemoteError as error:
-            self._fail(exchange, error, now)
+            self.fail(exchange, error, now)
             return
         self._counters.transfers_restarted += transfer.restarts - restarts
         if response is not None:
-            self._end(exchange, now)
-            self._counters.responses_received += 1
-            self._core.emit(ResponseReceived(exchange.peer.peer, exchange.id, response))
+            self.deliver(exchange, response, now)
             return
         exchange.advance(Step.BLOCK_DONE)
         self._core.timers.cancel(exchange.timer)
         del exchange.peer.requesting[exchange.token]
-        self._send_next(exchange, transfer, now)
+        self.send_next(exchange, transfer, now)
 
     # --- the end ---
 
-    def _fail(self, exchange: ClientExchange, error: CoapError, now: float) -> None:
+    def complete(self, exchange: ClientExchange, message: Message, body: bytes, now: float) -> None:
+        """End an exchange with its response: its first message, and the whole body."""
+        self.deliver(exchange, Transfer.response_of(message, body), now)
+
+    def deliver(self, exchange: ClientExchange, response: CoapResponse, now: float) -> None:
+        """End an exchange with its response."""
+        self._q_block.settled(exchange, response)
+        self._end(exchange, now)
+        self._counters.responses_received += 1
+        self._core.emit(ResponseReceived(exchange.peer.peer, exchange.id, response))
+
+    def fail(self, exchange: ClientExchange, error: CoapError, now: float) -> None:
+        """End an exchange without a response."""
         self._end(exchange, now)
         if exchange.transfer is not None:
             self._counters.requests_failed += 1
@@ -256,6 +283,7 @@ class Requester:
         exchange.advance(Step.END)
         self._reliability.stop(exchange.transmission, now)
         exchange.transmission = None
+        self._q_block.close(exchange, now)
         state = exchange.peer
         if was_ping:
             state.pings -= 1

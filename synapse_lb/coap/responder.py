@@ -68,10 +68,13 @@ from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response
 from synapse_lb.coap.options import (
     Options,
+    encode_uint,
     strip_unrecognized_elective,
     unrecognized_critical,
 )
 from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS, QBlocks
+from synapse_lb.coap.qblock_server import QBlockServer
 from synapse_lb.coap.reassembly import Reassembly
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.snapshots import Snapshot, Snapshots, etag_of
@@ -119,6 +122,12 @@ class Responder:
         self._scope = scope
         self.reassembly = Reassembly(core)
         self.snapshots = Snapshots(core)
+        self._q_block: QBlockServer | None = None
+        if core.tuning.q_block:
+            self._understood |= Q_BLOCK_OPTIONS
+            self._q_block = QBlockServer(
+                core, reliability, self.snapshots, self.reassembly, self._sticky, self._reply
+            )
 
     # --- a request comes in ---
 
@@ -155,6 +164,13 @@ class Responder:
         block1 = read_block(options, OptionNumber.BLOCK1)
         block2 = read_block(options, OptionNumber.BLOCK2)
         key = download_key(scope, message.code, options, self._sticky)
+        q_blocks = QBlocks.read(options)
+        if q_blocks is not None and self._q_block is not None:
+            body = self._q_block.take(state, message, seen, q_blocks, scope, options, now)
+            if body is not None:
+                request = CoapRequest(message.code, *body)
+                self._open(state, message, seen, key, options, None, request, now)
+            return
         if block1 is None and block2 is not None and block2.number > 0:
             self._counters.blocks_received += 1
             self._serve_block(state, message, seen, key, block2, now)
@@ -188,7 +204,9 @@ class Responder:
         """Make an exchange of a whole request and hand it to the application."""
         if len(state.serving) >= self._core.limits.max_exchanges_per_peer:
             raise TooManyExchanges("the peer has too many open requests")
-        block2 = read_block(options, OptionNumber.BLOCK2)
+        q_blocks = QBlocks.read(options)
+        q_block = None if q_blocks is None else q_blocks.opening
+        block2 = read_block(options, OptionNumber.BLOCK2) or q_block
         exchange = ServerExchange(
             id=self._core.next_exchange(),
             peer=state,
@@ -198,6 +216,7 @@ class Responder:
             seen=seen,
             key=key,
             block1=block1,
+            q_block=q_block,
             szx=None if block2 is None else block2.szx,
             wants_size=OptionNumber.SIZE2 in options,
             no_response=options.get_uint(OptionNumber.NO_RESPONSE) or 0,
@@ -338,6 +357,8 @@ class Responder:
         code, options, payload = self._first_block(found, response, now)
         self._counters.responses_sent += 1
         self._send_response(found, code, options, payload, now)
+        if self._q_block is not None:
+            self._q_block.follow(found, now)
         return found.peer
 
     def _first_block(
@@ -362,7 +383,10 @@ class Responder:
             etag = etag_of(response.payload)
             options = options.with_option(OptionNumber.ETAG, etag)
             first = first.with_option(OptionNumber.ETAG, etag)
-        fitting = fitting_szx(response.code, first, OptionNumber.BLOCK2, size)
+        number = OptionNumber.BLOCK2 if exchange.q_block is None else OptionNumber.Q_BLOCK2
+        if exchange.q_block is not None:
+            first = first.replacing(OptionNumber.SIZE2, encode_uint(len(response.payload)))
+        fitting = fitting_szx(response.code, first, number, size)
         if fitting is None or not self.snapshots.accepts(len(response.payload), min(szx, fitting)):
             self._counters.responses_too_large += 1
             return Code.INTERNAL_SERVER_ERROR, Options(), b""
@@ -378,7 +402,7 @@ class Responder:
         block, payload = snapshot.cut(0, szx)
         self.snapshots.add(snapshot, now)
         self._counters.blocks_sent += 1
-        return response.code, first.with_option(OptionNumber.BLOCK2, block.encode()), payload
+        return response.code, first.with_option(number, block.encode()), payload
 
     def _send_response(
         self, exchange: ServerExchange, code: int, options: Options, payload: bytes, now: float
@@ -418,6 +442,8 @@ class Responder:
                 self._cancel(exchange, CancelReason.PEER_GONE, now)
         self.reassembly.discard_all(state)
         self.snapshots.discard_all(state)
+        if self._q_block is not None:
+            self._q_block.drop(state)
 
     def _cancel(self, exchange: ServerExchange, reason: CancelReason, now: float) -> None:
         self._end(exchange, now)

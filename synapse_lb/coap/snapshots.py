@@ -22,6 +22,7 @@ Matrix /sync are not idempotent. Blocks may be asked for in any order and in any
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 
 from attrs import define
@@ -45,6 +46,23 @@ def etag_of(payload: bytes) -> bytes:
     return blake2b(payload, digest_size=ETAG_LENGTH).digest()
 
 
+@define(eq=False)
+class ConfirmableStream:
+    """Blocks that leave in Confirmable messages, each when one before it was acknowledged (RFC 9177).
+
+    Attributes:
+        token: Of the request for them.
+        szx: Size exponent of the blocks.
+        numbers: Those to come.
+        under_way: Messages that are not acknowledged.
+    """
+
+    token: bytes
+    szx: int
+    numbers: Iterator[int]
+    under_way: int = 0
+
+
 @define(eq=False, kw_only=True)
 class Snapshot(Body):
     """A response body that its client is fetching.
@@ -54,12 +72,16 @@ class Snapshot(Body):
         options: Of the response, with an ETag; repeated with each block.
         payload: The whole body.
         max_szx: Size exponent of the largest block that fits in a message beside the options.
+        pushed: Whether its first set left without being asked for block by block (RFC 9177).
+        stream: Its blocks that leave in Confirmable messages, one after the other (RFC 9177).
     """
 
     code: int
     options: Options
     payload: bytes
     max_szx: int
+    pushed: bool = False
+    stream: ConfirmableStream | None = None
 
     def cut(self, offset: int, szx: int) -> tuple[Block, bytes]:
         """Cut one block out.
@@ -133,9 +155,25 @@ class Snapshots:
             raise BlockwiseError("the body is not kept any more")
         return snapshot
 
-    def served(self, snapshot: Snapshot, block: Block, now: float) -> None:
-        """Note that a block was sent; after the last one the body is kept for a short while only."""
-        self._store.touch(snapshot, now, None if block.more else self._grace)
+    def get(self, state: PeerState, key: BlockKey) -> Snapshot | None:
+        """Return a body, or None."""
+        return self._store.get(state, key)
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether a body is still kept."""
+        return self._store.get(snapshot.peer, snapshot.key) is snapshot
+
+    def served(self, snapshot: Snapshot, block: Block, now: float, grace: float | None = None) -> None:
+        """Note that a block was sent; after the last one the body is kept for a short while only.
+
+        Args:
+            snapshot: The body.
+            block: Of it.
+            now: Monotonic seconds.
+            grace: Seconds for which it is kept after the last block, if not those of Block2.
+        """
+        grace = self._grace if grace is None else min(grace, self._limits.snapshot_lifetime)
+        self._store.touch(snapshot, now, None if block.more else grace)
 
     def discard(self, state: PeerState, key: BlockKey) -> None:
         """Forget a body, if it is there."""
