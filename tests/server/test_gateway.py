@@ -191,6 +191,7 @@ class GatewayTests(SynchronousTestCase):
         for ping, confirmed in ((first, []), (second, [1]), (second, [1])):
             self.gateway.message_received(1, Message(Type.RST, 0, ping.message_id).encode())
             self.assertEqual(self.port.confirmed, confirmed)
+        self.clock.advance(300)  # message ids are kept for EXCHANGE_LIFETIME
         self.assertTrue(self.gateway.endpoint.idle)
 
     def test_a_ping_to_an_address_that_was_left_is_not_repeated(self) -> None:
