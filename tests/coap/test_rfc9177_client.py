@@ -316,6 +316,20 @@ class Downloads(_Base):
         self.begins(100 * 1024)
         self.ask()
         self.assertRaises(TooManyExchanges, self.ask)
+        self.script.endpoint.drop_peer("peer", self.script.now)
+        self.script.endpoint.set_peer("peer", q_block=True, now=self.script.now)
+
+    def test_tokens_are_given_back(self) -> None:
+        """When a transfer has ended, the bound of open requests is as before."""
+        self.start(Q_BLOCK, Limits(max_exchanges_per_peer=2))
+        self.begins(4 * 1024)
+        ((token, numbers),) = self.asked()
+        for number in numbers:
+            self.sends(token, number)
+        self.response()
+        self.ask()
+        self.ask()
+        self.assertRaises(TooManyExchanges, self.ask)
 
 
 class FallingBack(_Base):
