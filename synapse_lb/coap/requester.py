@@ -69,7 +69,7 @@ class Requester:
             raise MessageError(f"{code_to_text(request.code)} is no method")
         self._admit(state)
         limits = self._core.limits
-        q_block = self._q_block.offers(state, now, confirmable=request.confirmable)
+        q_block = self._q_block.offers(state, request, now)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
         transfer = Transfer(
             request,

@@ -398,6 +398,12 @@ class FallingBack(_Base):
         self.assertEqual(self.response().payload, whole)
         self.gone()
 
+    def test_not_for_a_registration(self) -> None:
+        """Notifications come with Block2."""
+        options = PATH.with_uint(OptionNumber.OBSERVE, 0)
+        self.script.endpoint.request("peer", CoapRequest(Code.GET, options), self.script.now)
+        self.script.endpoint_sends("CON [$a] GET /path Observe=0 Token=$t")
+
     def test_only_where_it_is_known(self) -> None:
         """Neither without `set_peer` nor without the tuning is anything offered."""
         for tuning, known in ((Q_BLOCK, None), (Q_BLOCK, False), (Tuning(), True)):
