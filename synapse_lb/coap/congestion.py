@@ -153,7 +153,8 @@ class CongestionWindow:
             return
         if self._round_losses <= max(1.0, self._window * TOLERATED) and self._queue() < self._allowed():
             return
-        self._reduce(min(self._window, max(self._full() / 2, self._window / 2)), now)
+        filling = self._full() / 2 if self._recent else 0.0
+        self._reduce(min(self._window, max(filling, self._window / 2)), now)
 
     def expired(self, now: float) -> None:
         """Take in that nothing has arrived for `timeout` seconds."""

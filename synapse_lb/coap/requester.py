@@ -99,9 +99,7 @@ class Requester:
     ) -> ClientExchange:
         """Make an exchange of a request, which may go on with the token of a previous one."""
         limits = self._core.limits
-        observe = wanted(request.code, request.options)
-        # Notifications are fetched with Block2: their first block is pushed, not asked for.
-        q_block = observe != REGISTER and self._q_block.offers(state, now, confirmable=request.confirmable)
+        q_block = self._q_block.offers(state, request, now)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
         rivals = [other for other in state.requesting.values() if other.key == key and other is not previous]
         transfer = Transfer(
@@ -113,6 +111,7 @@ class Requester:
             q_block_tag=self._q_block.next_tag() if q_block and request.payload else None,
             q_block=q_block,
         )
+        observe = wanted(request.code, request.options)
         exchange = ClientExchange(
             id=self._core.next_exchange(),
             peer=state,

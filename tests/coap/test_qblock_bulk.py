@@ -245,6 +245,27 @@ class Hardship(_Base):
             self.assertEqual(event.response.payload, simulation.response)
         self.clean(simulation)
 
+    def test_very_many_blocks(self) -> None:
+        """More blocks than tokens are kept: the tokens of those that arrived long ago are given back."""
+        simulation = BulkSimulation(shape(loss=0.01), limits=Limits(block_szx=0))
+        payload = body(48_000)
+        simulation.put(payload)
+        most = 0
+        while not simulation.client_events:
+            simulation.step()
+            state = simulation.client._core.peers["server"]
+            most = max(most, len(state.requesting))
+            self.assertIn(len(state.requesting) - state.further_tokens, (0, 1))
+        self.assertEqual(simulation.requests[0].request.payload, payload)
+        self.assertTrue(1000 < most <= 1024 + 256 + 1, most)
+        self.check(simulation)
+
+    def test_overtaking_is_learnt(self) -> None:
+        """Blocks that overtake one another are not lost: after some have been asked for twice, few more are."""
+        simulation, _ = download(shape(rtt=0.1, jitter=0.15))
+        self.check(simulation)
+        self.assertLess(simulation.client.counters.blocks_recovered, BLOCKS / 50)
+
     def test_a_server_without(self) -> None:
         """A server that does not know the option: the same bodies, by Block1 and Block2."""
         simulation = BulkSimulation(shape(loss=0.02), server_tuning=Tuning(), response=body(30_000))

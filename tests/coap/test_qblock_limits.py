@@ -247,6 +247,13 @@ class Downloads(_Base):
         self.assertIsNotNone(endpoint.next_timer())
         endpoint.drop_peer("b", now)
         self.assertTrue(endpoint.idle)
+        # What waited for those that have gone does not count any more.
+        dropped = self.counters.blocks_dropped
+        endpoint.receive("c", self.script.build("NON [1] GET /a Token=01 Q2:0/1/1024").encode(), now)
+        while not isinstance(event := endpoint.next_event(), RequestReceived):
+            self.assertIsNotNone(event)
+        endpoint.respond(event.exchange, CoapResponse(Code.CONTENT, payload=bytes(5000)), now)
+        self.assertEqual(self.counters.blocks_dropped, dropped)
 
     def test_pace(self) -> None:
         """Where the round trip is known a set leaves within half of it, not at once."""

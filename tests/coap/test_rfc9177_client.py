@@ -316,6 +316,20 @@ class Downloads(_Base):
         self.begins(100 * 1024)
         self.ask()
         self.assertRaises(TooManyExchanges, self.ask)
+        self.script.endpoint.drop_peer("peer", self.script.now)
+        self.script.endpoint.set_peer("peer", q_block=True, now=self.script.now)
+
+    def test_tokens_are_given_back(self) -> None:
+        """When a transfer has ended, the bound of open requests is as before."""
+        self.start(Q_BLOCK, Limits(max_exchanges_per_peer=2))
+        self.begins(4 * 1024)
+        ((token, numbers),) = self.asked()
+        for number in numbers:
+            self.sends(token, number)
+        self.response()
+        self.ask()
+        self.ask()
+        self.assertRaises(TooManyExchanges, self.ask)
 
 
 class FallingBack(_Base):
@@ -383,6 +397,12 @@ class FallingBack(_Base):
         self.script.peer_sends("ACK [$b] 2.05 Token=$t_b ETag=0x01 2:1/0/1024", whole[1024:])
         self.assertEqual(self.response().payload, whole)
         self.gone()
+
+    def test_not_for_a_registration(self) -> None:
+        """Notifications come with Block2."""
+        options = PATH.with_uint(OptionNumber.OBSERVE, 0)
+        self.script.endpoint.request("peer", CoapRequest(Code.GET, options), self.script.now)
+        self.script.endpoint_sends("CON [$a] GET /path Observe=0 Token=$t")
 
     def test_only_where_it_is_known(self) -> None:
         """Neither without `set_peer` nor without the tuning is anything offered."""
