@@ -50,6 +50,9 @@ Register = Callable[[Asking], Coroutine[Any, Any, Registration]]
 _SHORTEST_POLL: Final = 1.0
 """s: a poll that is answered sooner, and with nothing new, was not held back by the server."""
 
+_LEAST_MAX_AGE: Final = 60.0
+"""s: a shorter Max-Age is for caches, and no reason to register again."""
+
 _PASSING: Final = (Code.TOO_MANY_REQUESTS, Code.REQUEST_ENTITY_INCOMPLETE)
 """Answers of 4.xx after which a new registration has better prospects (RFC 8516, RFC 7959 section 2.9.2)."""
 
@@ -143,6 +146,7 @@ class Observation:
         self._subject = subject
         self._handler = handler
         self._times = persistence
+        self._random = random
         self._backoff = Backoff(persistence, random)
         self._on_change = on_change
         self._processed = 0
@@ -243,9 +247,17 @@ class Observation:
             registration.confirm()
             if self._clock.seconds() - started > self._times.slow_handler:
                 raise _Refresh
-            limit = max(
-                self._times.refresh, float(incoming.response.options.get_uint(OptionNumber.MAX_AGE) or 0)
-            )
+            limit = self._patience(incoming.response)
+
+    def _patience(self, response: CoapResponse) -> float:
+        """Seconds without a further notification after which the registration is made anew.
+
+        Max-Age, if the server gives one, and 5 to 15 s: RFC 7641 section 3.3.1.
+        """
+        max_age = response.options.get_uint(OptionNumber.MAX_AGE)
+        if max_age is None:
+            return self._times.refresh
+        return min(self._times.refresh, max(max_age, _LEAST_MAX_AGE) + self._random.uniform(5.0, 15.0))
 
     async def _next(self, registration: Registration, limit: float, *, heard: bool) -> Incoming:
         """What a registration brings next.
@@ -286,12 +298,13 @@ class Observation:
         """
         if not is_success(response.code):
             return self._refused(response)
+        if self._subject.cursor is None:
+            await self._process(response)
+            raise _Delivered
         asked_since, was_polling = self.since, self._polling
         self._established = self._polling = True
         self._change(State.POLLING)
         await self._process(response)
-        if self._subject.cursor is None:
-            raise _Delivered
         if self.since != asked_since or not was_polling:
             return 0.0
         elapsed: float = self._clock.seconds() - self._asked_at

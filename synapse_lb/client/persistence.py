@@ -34,8 +34,8 @@ class Persistence:
         retry_max: longest wait between two attempts; 120.
         spread: clients that were told of a planned stop return spread over so long, or over the Max-Age that they
             were told, if that is longer; 5.
-        refresh: an observation without any notification for so long, or for the Max-Age of the last one, if
-            that is longer, is registered anew, in case the server has given it up unnoticed; 3600.
+        refresh: an observation without any notification for so long is registered anew, in case the server has
+            given it up unnoticed; 3600. A shorter Max-Age of the last notification, from 60 on, comes before it.
         slow_handler: the same after a handler that took so long, for the server may have given up; 60.
         answer_timeout: a registration, or a poll, without any answer for so long is made anew; 300.
         poll_timeout: the `timeout` of the long polls at a server that does not notify; 30.

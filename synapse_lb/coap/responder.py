@@ -491,7 +491,7 @@ class Responder:
 def _is_further_block(message: Message) -> bool:
     """Whether a request is for a block after the first (RFC 7959 section 2.4)."""
     value = message.options.get(OptionNumber.BLOCK2)
-    return value is not None and decode_uint(value) >> 4 > 0 and OptionNumber.BLOCK1 not in message.options
+    return value is not None and decode_uint(value) >> 4 > 0
 
 
 def _suppresses(no_response: int, code: int) -> bool:

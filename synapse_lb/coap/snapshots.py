@@ -266,7 +266,7 @@ class Snapshots:
             grace: Seconds for which it is kept after the last block, if not those of Block2.
         """
         grace = self._grace if grace is None else min(grace, self._limits.snapshot_lifetime)
-        self._store.touch(snapshot, now, None if block.more or snapshot.pinned else grace)
+        self._store.touch(snapshot, now, None if block.more else grace)
         if snapshot.on_served is not None:
             snapshot.on_served(block, now)
 

@@ -98,7 +98,6 @@ class JournalServer:
         self.registered: dict[int, Registered] = {}
         self.padding = 0
         self.silent = False
-        self.max_age: int | None = None
         self.extra: dict[str, Any] = {}
         understood = (KEY_VERSION,) if key_versions else ()
         self.endpoint = Endpoint(random=random.Random(1), tuning=tuning, understood=understood)
@@ -233,8 +232,7 @@ class JournalServer:
         body: dict[str, Any] = {"next_batch": f"s{place}", "pos": f"s{place}", "events": events}
         if registered.padding and events:
             body["padding"] = "p" * registered.padding
-        options = CBOR if self.max_age is None else CBOR.with_uint(OptionNumber.MAX_AGE, self.max_age)
-        return f"s{place}", CoapResponse(Code.CONTENT, options, encode(body | self.extra))
+        return f"s{place}", CoapResponse(Code.CONTENT, CBOR, encode(body | self.extra))
 
     def _notify(self, exchange: int, registered: Registered) -> None:
         place, response = self._body(registered)

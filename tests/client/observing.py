@@ -9,9 +9,12 @@ from typing import Any, Final, TypeVar
 from twisted.internet.defer import Deferred
 
 from synapse_lb.client import Change, LowBandwidthClient, Observation, Persistence, State
+from synapse_lb.coap.events import CoapResponse
+from synapse_lb.coap.numbers import OptionNumber
 from synapse_lb.coap.tuning import Tuning
+from synapse_lb.msc3079.cbor import encode
 from tests.client.harness import LoopbackTestCase, Server, until
-from tests.client.journal import Journal, JournalServer
+from tests.client.journal import CBOR, Journal, JournalServer
 
 E = TypeVar("E", bound=Exception)
 
@@ -89,3 +92,11 @@ class ObserveTestCase(LoopbackTestCase):
     def states(self) -> list[str]:
         """The states that the observation went through."""
         return [change.state.value for change in self.changes]
+
+
+def error_response(code: int, errcode: str, **options: int) -> CoapResponse:
+    """A Matrix error."""
+    headers = CBOR
+    if "max_age" in options:
+        headers = headers.with_uint(OptionNumber.MAX_AGE, options["max_age"])
+    return CoapResponse(code, headers, encode({"errcode": errcode, "error": "Sorry"}))

@@ -11,14 +11,15 @@ from twisted.internet.task import deferLater
 
 from synapse_lb.client import ClientVerification, LowBandwidthClient, Observation, Persistence, State
 from synapse_lb.client.errors import CertificateError
+from synapse_lb.coap.events import CoapResponse
 from synapse_lb.coap.message import Message
-from synapse_lb.coap.numbers import Code, Type
+from synapse_lb.coap.numbers import Code, OptionNumber, Type
+from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Tuning
 from synapse_lb.testing.lossy import CLEAR, LossyRelay, Weather
 from tests.client.harness import REACTOR, Certificate, Server, until
 from tests.client.journal import JournalServer
-from tests.client.observing import QUICK, ObserveTestCase
-from tests.client.test_observe import error_response
+from tests.client.observing import QUICK, ObserveTestCase, error_response
 
 
 class EnduranceTestCase(ObserveTestCase):
@@ -191,13 +192,23 @@ class RestartTests(EnduranceTestCase):
         await self.caught_up()
         self.assertEqual(server.dtls.counters.handshakes_completed, 1)
 
-    async def test_nothing_to_refresh_before_max_age(self) -> None:
-        server, journal = self.start_journal()
-        journal.max_age = 1000
-        self.observe(self.client_of(server, persistence=Persistence(heartbeat=0.05, refresh=0.05)))
-        await until(lambda: self.bodies)
-        await deferLater(REACTOR, 0.3)
-        self.assertEqual(len(journal.requests), 1)
+    async def test_patience(self) -> None:
+        """How long nothing may come until it is registered anew (RFC 7641 section 3.3.1)."""
+        server, _ = self.start_journal()
+        observation = self.observe(self.client_of(server, persistence=Persistence(refresh=1000.0)))
+        plain = CoapResponse(Code.CONTENT)
+        self.assertEqual(observation._patience(plain), 1000.0)
+        for max_age, low, high in (
+            (0, 65, 75),
+            (60, 65, 75),
+            (300, 305, 315),
+            (990, 995, 1000),
+            (9999, 1000, 1000),
+        ):
+            options = Options().with_uint(OptionNumber.MAX_AGE, max_age)
+            for _ in range(20):
+                patience = observation._patience(CoapResponse(Code.CONTENT, options))
+                self.assertTrue(low <= patience <= high, (max_age, patience))
 
     async def test_registration_that_nobody_answers(self) -> None:
         server, journal = self.start_journal()
@@ -293,7 +304,7 @@ class HeartbeatTests(EnduranceTestCase):
 class NetworkTests(EnduranceTestCase):
     async def test_other_address(self) -> None:
         """The server does not follow: the client notices by its ping."""
-        server, journal = self.start_journal()
+        server, _ = self.start_journal()
         relay = self.start_relay(server)
         self.observe(self.client_through(relay))
         for name in "abc":
@@ -318,18 +329,30 @@ class NetworkTests(EnduranceTestCase):
 
     async def test_bad_network(self) -> None:
         """A third is lost, a fifth comes twice, a fifth late; each event is processed once, and in its order."""
+        stubborn = Tuning(
+            ack_timeout=0.05,
+            min_rto=0.02,
+            max_rto=0.05,
+            separate_after=0.02,
+            max_retransmit=10,
+            notification_processing=5.0,
+        )
         for seed in range(4):
             self.journal.events.clear()
             self.taken.clear()
             self.journal.deleted = 0
-            server, journal = self.start_journal()
+            server, journal = self.start_journal(tuning=stubborn)
             journal.padding = 2500 if seed % 2 else 0
-            relay = self.start_relay(server, Weather(loss=0.33, duplication=0.2, reordering=0.2), seed)
-            observation = self.observe(self.client_through(relay))
+            relay = self.start_relay(server, seed=seed)
+            observation = self.observe(self.client_through(relay, tuning=stubborn))
+            # Its handshake has timers of whole seconds.
+            await self.until_observing(observation)
+            relay.set_weather(Weather(loss=0.33, duplication=0.2, reordering=0.2))
             for number in range(30):
                 self.journal.add(f"{seed}.{number}")
                 await deferLater(REACTOR, 0.01 * (number % 5))
             await self.caught_up()
+            relay.set_weather(CLEAR)
             await observation.stop()
             await server.stop()
 

@@ -9,6 +9,7 @@ from synapse_lb.coap.errors import (
     NotObserved,
     RequestReset,
     RequestTimedOut,
+    UnexpectedResponse,
 )
 from synapse_lb.coap.events import (
     CoapRequest,
@@ -111,6 +112,16 @@ class Registration(ObserverCase):
         self.confirms(exchange)
         self.script.endpoint_sends("ACK [1]")
         self.cancels(exchange)
+
+    def test_observe_before_the_whole_registration(self) -> None:
+        """It makes no sense, neither in answer to a block nor with a request for more."""
+        for payload, code in ((b"a" * 17, "2.05"), (b"a", "2.31")):
+            self.begin(limits=Limits(block_szx=0))
+            exchange = self.requests(evolve(OBSERVE, code=Code.FETCH, payload=payload))
+            (message,) = self.script.datagrams()
+            token = message.token.hex()
+            self.script.peer_sends(f"ACK [{message.message_id}] {code} Token={token} Observe=2")
+            self.failed(exchange, UnexpectedResponse)
 
     def test_fetch_in_blocks_of_which_one_is_not_answered(self) -> None:
         """The time without limit is that of the whole registration only."""

@@ -132,6 +132,7 @@ class Blocks(ObserverCase):
         self.pushes(2, 3, other, "0x02")
         self.gets("a1", 1, other, "0x02")
         self.script.endpoint_sends("ACK [1]")
+        self.assertEqual(self.script.endpoint.counters.notifications_stale, 1)
         self.fetches("b", other, "0x02")
         self.whole(other, 3)
         self.confirms(self.exchange)
@@ -210,6 +211,16 @@ class Blocks(ObserverCase):
         event = self.script.event(ResponseReceived)
         self.assertEqual((event.exchange, event.response.payload), (self.exchange, self.body))
         self.assertEqual(self.script.endpoint.open_exchanges, 0)
+
+    def test_a_last_response_in_blocks_changes(self) -> None:
+        """It is asked for anew, but nothing is registered anew."""
+        self.script.peer_sends("CON [2] 2.05 Token=$t 2:0/1/16 ETag=0x01", self.body[:16])
+        self.script.endpoint_sends("ACK [2]")
+        self.asks("a1", 1)
+        self.gets("a1", 1, self.body, "0x02")
+        self.script.endpoint_sends("CON [$b] GET /r 2:0/0/16 Token=$b-token")
+        self.script.peer_sends("ACK [$b] 2.05 Token=$b-token", b"short")
+        self.assertEqual(self.script.event(ResponseReceived).response.payload, b"short")
 
     def test_two_observations_in_the_same_words(self) -> None:
         """A Request-Tag keeps their blocks apart (RFC 9175), in the notifications too."""
@@ -325,6 +336,7 @@ class Ends(ObserverCase):
         self.deregisters(exchange)
         self.script.endpoint_sends("CON [$o] FETCH /r Observe=1 1:0/1/16 Size1=17 Token=$t2", b"a" * 16)
         self.script.peer_sends("ACK [$o] 2.31 1:0/1/16 Token=$t2")
+        self.assertNotEqual(self.script.bound["$t2"], self.script.bound["$t"])
         self.script.endpoint_sends("CON [$p] FETCH /r Observe=1 1:1/0/16 2:0/0/16 Token=$t", b"b")
         self.script.peer_sends("ACK [$p] 2.05 1:1/0/16 Token=$t")
         self.assertEqual(self.script.event(ResponseReceived).exchange, exchange)

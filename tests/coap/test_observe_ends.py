@@ -110,6 +110,22 @@ class Ends(ObserveCase):
         self.responds(self.script.event(RequestReceived).exchange, content("plain"))
         self.script.endpoint_sends('ACK [2] 2.05 Token=4a "plain"')
 
+    def test_superseded_by_its_first_block(self) -> None:
+        """Only further blocks may be asked for with its token."""
+        exchange = self.observes()
+        self.script.peer_sends("CON [2] GET /r Token=4a 2:0/0/64")
+        self.cancelled(exchange, CancelReason.SUPERSEDED)
+        self.responds(self.script.event(RequestReceived).exchange, content("plain"))
+        self.script.endpoint_sends('ACK [2] 2.05 Token=4a "plain"')
+
+    def test_a_plain_request_is_not_deregistered(self) -> None:
+        """But superseded, as ever."""
+        exchange = self.registers("CON [1] GET /r Token=4a")
+        self.script.peer_sends("CON [2] GET /r Token=4a Observe=1")
+        self.cancelled(exchange, CancelReason.SUPERSEDED)
+        self.responds(self.script.event(RequestReceived).exchange, content("plain"))
+        self.script.endpoint_sends('ACK [2] 2.05 Token=4a "plain"')
+
     def test_before_the_first_notification(self) -> None:
         """The observation that has not begun ends likewise."""
         exchange = self.registers()

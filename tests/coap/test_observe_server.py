@@ -16,6 +16,7 @@ from synapse_lb.coap.events import (
     NotificationDelivered,
     NotificationFailed,
     NotificationFailure,
+    RequestCancelled,
     RequestReceived,
 )
 from synapse_lb.coap.numbers import Code, OptionNumber
@@ -112,6 +113,14 @@ class Registration(ObserveCase):
         self.script.no_event()
         self.notifies(exchange)
         self.script.endpoint_sends('CON [$a] 2.05 Token=4a Observe=3 "one"')
+
+    def test_a_copy_that_comes_very_late(self) -> None:
+        """After EXCHANGE_LIFETIME it is a registration again; no entry is kept for as long as the observation."""
+        exchange = self.observes()
+        self.script.passes(300)
+        self.script.peer_sends("CON [1] GET /r Token=4a Observe=0")
+        self.assertEqual(self.script.event(RequestCancelled).exchange, exchange)
+        self.script.event(RequestReceived)
 
     def test_idle(self) -> None:
         """While nothing happens, nothing is sent, no timer is set, and nothing is forgotten."""
@@ -325,4 +334,21 @@ class Patience(ObserveCase):
         self.script.peer_sends("ACK [$a]")
         self.script.event(NotificationDelivered)
         self.assertLessEqual(rto.timeout, 2 * 1.5 * before)
+        self.assertGreater(rto.timeout, before)
+        self.last(exchange)
+
+    def test_a_slow_way_is_learnt(self) -> None:
+        """A round trip of 3.5 s, more than the first timeouts: soon there are no copies."""
+        exchange = self.observes()
+        copies = []
+        for _ in range(8):
+            self.notifies(exchange)
+            (message,) = self.script.datagrams()
+            copies.append(self.waits(3.5))
+            self.script.peer_sends(f"ACK [{message.message_id}]")
+            self.script.event(NotificationDelivered)
+        self.assertEqual(copies[0], 1)
+        self.assertEqual(copies[5:], [0, 0, 0])
+        smoothed = self.script.endpoint._core.peers["peer"].settings.rto.smoothed_rtt
+        self.assertGreater(smoothed or 0, 1.0)
         self.last(exchange)
