@@ -318,6 +318,14 @@ class SynapseTestCase(TestCase):
         lines = [line for line in self.logged().splitlines() if "Processed request" in line]
         return [line for line in lines if re.search(pattern, line)]
 
+    async def assert_run(self, pattern: str, times: int) -> None:
+        """So many requests that match have been run since the test began.
+
+        Synapse writes the access-log line of a request after its answer, which can be here before.
+        """
+        await self.until(lambda: len(self.logged_requests(pattern)) >= times, f"{times} lines of {pattern}")
+        self.assertEqual(len(self.logged_requests(pattern)), times, pattern)
+
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         """Wait until something outside of this process has happened."""
         deadline = reactor.seconds() + WAIT

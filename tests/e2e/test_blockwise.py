@@ -84,8 +84,7 @@ class BlockwiseTestCase(SynapseTestCase):
             [event["content"] for event in events],
             [event["content"] for event in over_http["rooms"]["join"][room]["timeline"]["events"]],
         )
-        await self.until(lambda: self.logged_requests(r"GET \S+/sync"), "the access-log line of /sync")
-        self.assertEqual(len(self.logged_requests(r"GET \S+/sync\S* CoAP")), 1, "one run for all blocks")
+        await self.assert_run(r"GET \S+/sync\S* CoAP", 1)
 
     async def upload_big_keys(self, client: LowBandwidthClient) -> None:
         user = self.user()
@@ -101,7 +100,7 @@ class BlockwiseTestCase(SynapseTestCase):
         )
         ((name, key),) = claimed["one_time_keys"][user.user_id][user.device_id].items()
         self.assertEqual(key, keys[name])
-        self.assertEqual(len(self.logged_requests(r"POST \S+/keys/upload")), 1)
+        await self.assert_run(r"POST \S+/keys/upload", 1)
 
 
 class GoodNetworkTests(BlockwiseTestCase):
@@ -242,7 +241,7 @@ class BadNetworkTests(BlockwiseTestCase):
         history = user.http("GET", f"{CLIENT}/rooms/{room}/messages?dir=b&limit=200")
         texts = [e["content"]["body"] for e in history["chunk"] if e["type"] == "m.room.message"]
         self.assertEqual(sorted(texts, key=int), [str(number) for number in range(40)])
-        self.assertEqual(len(self.logged_requests(r"PUT \S+/send/")), 40, "each was run once")
+        await self.assert_run(r"PUT \S+/send/", 40)
         self.assert_stormy(relay, 10)
 
     async def test_requests_without_a_transaction_id_are_run_once(self) -> None:
@@ -258,14 +257,14 @@ class BadNetworkTests(BlockwiseTestCase):
         self.assertEqual(len(set(rooms)), 12)
         joined = user.http("GET", f"{CLIENT}/joined_rooms")["joined_rooms"]
         self.assertEqual(sorted(joined), sorted(rooms))
-        self.assertEqual(len(self.logged_requests(r"POST \S+/createRoom \S*CoAP")), 12)
+        await self.assert_run(r"POST \S+/createRoom \S*CoAP", 12)
 
         invitation = {"user_id": guest.user_id}
         await self.ask(client, "POST", f"{CLIENT}/rooms/{rooms[0]}/invite", invitation, token=user.token)
         guests_client = self.client(relay.port, tuning=SMALL_WORLD)
         await self.ask(guests_client, "POST", f"{CLIENT}/rooms/{rooms[0]}/join", {}, token=guest.token)
         await self.ask(guests_client, "POST", f"{CLIENT}/rooms/{rooms[0]}/leave", {}, token=guest.token)
-        self.assertEqual(len(self.logged_requests(r"POST \S+/(invite|join|leave) ")), 3)
+        await self.assert_run(r"POST \S+/(invite|join|leave) ", 3)
         history = user.http("GET", f"{CLIENT}/rooms/{rooms[0]}/messages?dir=b&limit=50")
         steps = [
             event["content"]["membership"]

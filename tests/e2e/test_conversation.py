@@ -63,8 +63,7 @@ class ConversationTests(SynapseTestCase):
         for _ in range(3):
             await self.ask(client, "GET", f"{CLIENT}/account/whoami", token=user.token)
         pattern = r'"GET /_matrix/client/(v3|r0)/account/whoami CoAP/1"'
-        await self.until(lambda: len(self.logged_requests(pattern)) >= 3, "three access-log lines")
-        self.assertEqual(len(self.logged_requests(pattern)), 3)
+        await self.assert_run(pattern, 3)
         self.assertIn(f"{{{user.user_id}", self.logged_requests(pattern)[0])
         self.assertNotIn(user.token, self.logged())
 
