@@ -121,7 +121,6 @@ class ReliabilityLayer:
         """Send no more copies: the peer has shown that it has the message. Its ACK is still waited for."""
         if self._is_outstanding(transmission):
             self._core.timers.cancel(transmission.timer)
-            transmission.timer = None
             self._yield(transmission, now)
 
     def resume(self, transmission: Transmission, now: float) -> None:
@@ -230,7 +229,7 @@ class ReliabilityLayer:
         return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
 
     def _measure(self, transmission: Transmission, now: float) -> None:
-        if not transmission.measurable or (transmission.patience and transmission.retransmissions > 1):
+        if not transmission.measurable:
             return
         rto = transmission.peer.settings.rto
         since_first = now - transmission.first_sent

@@ -40,7 +40,7 @@ class Streams:
         self._presence = hs.get_presence_handler()
         hooks.require(self._notifier, "user_to_user_stream")
         self._afterwards = hooks.logging_context("low-bandwidth-presence", self._server_name)
-        self._making: dict[str, Deferred[Any]] = {}
+        self._asking: dict[str, list[Deferred[Any]]] = {}
 
     def in_background(self, name: str, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
         """Do some of Synapse's work in a log context of its own.
@@ -86,18 +86,18 @@ class Streams:
 
         Only one at a time is made for a user: Synapse, asked twice at once, would make two and notify one of them.
         """
+        result: Deferred[Any] = Deferred(lambda _: None)
         stream = self._stream(user_id)
-        result: Deferred[Any] = Deferred()
         if stream is not None:
             result.callback(stream.current_token)
             return result
-        making = self._making.get(user_id)
-        if making is None:
-            making = self._making[user_id] = self.in_background(
-                "low-bandwidth-position", lambda: self._make(user_id)
-            )
-            making.addBoth(self._made, user_id)
-        making.addBoth(_pass_on, result)
+        asking = self._asking.get(user_id)
+        if asking is not None:
+            asking.append(result)
+            return result
+        self._asking[user_id] = [result]
+        making = self.in_background("low-bandwidth-position", lambda: self._make(user_id))
+        making.addBoth(self._made, user_id)
         return result
 
     async def _make(self, user_id: str) -> Any:
@@ -106,9 +106,10 @@ class Streams:
 
         return await self._notifier.wait_for_events(user_id, 0, where)
 
-    def _made(self, position: Any, user_id: str) -> Any:
-        del self._making[user_id]
-        return position
+    def _made(self, position: Any, user_id: str) -> None:
+        for result in self._asking.pop(user_id):
+            if not result.called:
+                result.callback(position)
 
     def _stream(self, user_id: str) -> Any:
         return self._notifier.user_to_user_stream.get(user_id)
@@ -148,10 +149,3 @@ class Streams:
             # Synapse goes on with it in the background, in a log context that had better not end meanwhile.
             with hooks.PreserveLoggingContext(self._afterwards):
                 syncing.__exit__(None, None, None)
-
-
-def _pass_on(value: Any, result: Deferred[Any]) -> Any:
-    """Fire a Deferred with the result of another, which others wait for too."""
-    if not result.called:
-        result.callback(value)
-    return None if isinstance(value, Failure) else value

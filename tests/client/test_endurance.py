@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -90,6 +91,11 @@ class RestartTests(EnduranceTestCase):
             server, _ = self.start_journal(port=server.port)
             await self.caught_up()
         self.assertIn("registering", self.states())
+        # However often it failed before: once it has been there, the first attempt is soon.
+        for before, after in pairwise(self.changes):
+            if before.state is State.OBSERVING:
+                assert after.delay is not None
+                self.assertLessEqual(after.delay, QUICK.retry_initial)
 
     async def test_crash_unnoticed(self) -> None:
         """The server is back before anybody noticed, and knows nothing of the association: no ping is answered."""

@@ -12,12 +12,13 @@ from synapse_lb.client import Persistence, State
 from synapse_lb.client.errors import (
     ClientClosed,
 )
-from synapse_lb.coap.events import NotificationFailure
+from synapse_lb.coap.events import CoapResponse, NotificationFailure
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.tuning import Tuning
 from synapse_lb.msc3079.cbor import encode
 from synapse_lb.msc3079.options import KEY_VERSION
 from tests.client.harness import REACTOR, until
+from tests.client.journal import CBOR
 from tests.client.observing import ObserveTestCase
 
 
@@ -150,13 +151,15 @@ class ObserveTests(ObserveTestCase):
         server, journal = self.start_journal()
         client = self.client_of(server)
         await client.request("GET", "/_matrix/client/v3/a", token="syt_a")
-        self.observe(client)
+        observation = self.observe(client)
         await until(lambda: self.bodies)
         self.assertIsNone(journal.token(1))
         await client.request("GET", "/_matrix/client/v3/a", token="syt_b")
         self.assertEqual(server.dtls.associations, 2)
         self.journal.add("a")
         await self.caught_up()
+        await observation.stop()
+        await until(lambda: server.dtls.associations == 1)
 
 
 class HandlerTests(ObserveTestCase):
@@ -273,6 +276,17 @@ class HandlerTests(ObserveTestCase):
         await self.caught_up()
         self.assertEqual(server.dtls.counters.handshakes_completed, 1)
 
+    async def test_full_state_is_wanted_once(self) -> None:
+        server, _ = self.start_journal()
+        self.observe(self.client_of(server), query={"full_state": "true", "filter": "f"})
+        self.journal.add("a")
+        await self.caught_up()
+        await server.stop()
+        self.journal.add("b")
+        _, journal = self.start_journal(port=server.port)
+        await self.caught_up()
+        self.assertEqual(journal.queries(), [["filter=f", "since=s1"]])
+
     async def test_same_place_is_not_handed_over_twice(self) -> None:
         """A server that knows nothing new says so; a body was processed, or it was not."""
         server, _ = self.start_journal()
@@ -330,6 +344,24 @@ class StopTests(ObserveTestCase):
         await observation.done
         self.assertEqual((self.taken, observation.since), (["a"], "s1"))
 
+    async def test_what_came_meanwhile_is_not_handed_over(self) -> None:
+        server, _ = self.start_journal()
+        client = self.client_of(server)
+
+        def handler(body: dict[str, Any]) -> None:
+            self.handler(body)
+            channel = client._keeper.current
+            assert channel is not None
+            ((registration, _),) = channel._registrations.values()
+            next_body = encode({"next_batch": "s9", "events": ["early"]})
+            registration.notified(CoapResponse(Code.CONTENT, CBOR, next_body))
+            observation.stop()
+
+        self.journal.add("a")
+        observation = self.observe(client, handler=handler)
+        await observation.done
+        self.assertEqual((self.taken, observation.since), (["a"], "s1"))
+
     async def test_stop_before_anything_was_heard(self) -> None:
         server, journal = self.start_journal()
         client = self.client_of(server)
@@ -347,12 +379,14 @@ class StopTests(ObserveTestCase):
         await observation.stop()
 
     async def test_close(self) -> None:
-        server, _ = self.start_journal()
+        server, journal = self.start_journal()
         client = self.client_of(server)
         observation = self.observe(client)
         await until(lambda: self.bodies)
         await client.close()
         self.assertIsNone(self.successResultOf(observation.done))
+        await until(lambda: server.dtls.associations == 0)
+        self.assertEqual(len(journal.requests), 1, "close_notify says it all")
         late = self.observe(client)
         self.failureResultOf(late.done, ClientClosed)
 

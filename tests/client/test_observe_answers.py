@@ -223,6 +223,17 @@ class RawTests(ObserveTestCase):
         )
         self.assertEqual(again.token(0), b"syt_a")
 
+    async def test_its_token_does_not_get_into_others_way(self) -> None:
+        """It says its token with every block, so requests of another user always say theirs."""
+        server, journal = self.start_journal()
+        options = Options.of((OptionNumber.URI_PATH, b"7"), (256, b"syt_a"))
+        client = self.client_of(server)
+        observation = client.raw_observe(CoapRequest(Code.GET, options), lambda response: None)
+        await self.until_observing(observation)
+        for _ in range(2):
+            await client.request("GET", "/_matrix/client/v3/a", token="syt_b")
+        self.assertEqual([journal.token(n) for n in range(3)], [b"syt_a", b"syt_b", b"syt_b"])
+
     async def test_what_cannot_be_observed_is_delivered_once(self) -> None:
         server = self.start_server(PlainServer(lambda _: CoapResponse(Code.CONTENT, Options(), b"text")))
         responses: list[CoapResponse] = []

@@ -265,18 +265,31 @@ class Waiting(BlocksCase):
         self.delivered(self.exchange)
 
     def test_that_tells_nothing_of_the_way(self) -> None:
-        """Neither the time of the ACK nor the copies."""
+        """Neither the time of the ACK, before or after a copy, nor the copies."""
+        for seconds, copies in ((1.9, 0), (5, 1)):
+            self.setUp()
+            self.notifies(self.exchange, ONE[:32])
+            self.pushes("a", ONE)
+            self.serves("a", ONE[:32], 1)
+            self.assertEqual(self.copies(seconds), copies)
+            rto = self.script.endpoint._core.peers["peer"].settings.rto
+            self.script.peer_sends("ACK [$a]")
+            self.delivered(self.exchange)
+            self.assertIsNone(rto.smoothed_rtt)
+            self.assertEqual(rto.timeout, 2.0)
+            self.script.endpoint.drop_peer("peer", self.script.now)
+
+    def test_fixed_timeouts(self) -> None:
+        """As RFC 7252 has them: after the last block all of MAX_RETRANSMIT are left."""
+        self.begin(S16, Tuning(adaptive_rto=False))
+        self.exchange = self.registers()
         self.notifies(self.exchange, ONE[:32])
         self.pushes("a", ONE)
+        self.assertEqual(self.copies(100), 4)
         self.serves("a", ONE[:32], 1)
-        self.script.passes(1)
-        rto = self.script.endpoint._core.peers["peer"].settings.rto
-        self.script.passes(4)
-        self.script.datagrams()
-        self.script.peer_sends("ACK [$a]")
-        self.delivered(self.exchange)
-        self.assertIsNone(rto.smoothed_rtt)
-        self.assertEqual(rto.timeout, 2.0)
+        self.assertEqual(self.copies(100), 4)
+        self.script.passes(20)
+        self.failed(self.exchange, NotificationFailure.STALLED)
 
     def test_blocks_of_what_has_not_left(self) -> None:
         """A peer may guess; the notification leaves in its turn, and must be acknowledged."""

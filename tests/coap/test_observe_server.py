@@ -18,6 +18,7 @@ from synapse_lb.coap.events import (
     NotificationFailure,
     RequestCancelled,
     RequestReceived,
+    ResponseUndelivered,
 )
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.options import Options
@@ -335,6 +336,22 @@ class Patience(ObserveCase):
         self.script.event(NotificationDelivered)
         self.assertLessEqual(rto.timeout, 2 * 1.5 * before)
         self.assertGreater(rto.timeout, before)
+        self.last(exchange)
+
+    def test_other_messages_count_as_ever(self) -> None:
+        """Each doubling of the timeout of a response that is not acknowledged is left behind."""
+        exchange = self.observes()
+        self.script.peer_sends("CON [2] GET /other Token=02")
+        other = self.script.event(RequestReceived).exchange
+        self.script.endpoint.acknowledge(other, self.script.now)
+        self.responds(other, content("other"))
+        self.script.datagrams()
+        rto = self.script.endpoint._core.peers["peer"].settings.rto
+        before = rto.timeout
+        self.waits(30)
+        self.assertGreaterEqual(rto.timeout, 8 * before)
+        self.waits(100)
+        self.script.event(ResponseUndelivered)
         self.last(exchange)
 
     def test_a_slow_way_is_learnt(self) -> None:
