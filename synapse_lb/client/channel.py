@@ -49,6 +49,7 @@ class Channel:
         tuning: how messages are retransmitted.
         limits: the bounds of the endpoint's tables.
         persistence: the times of the heartbeat, which beats while something is observed.
+        random: source of message ids, tokens and jitter.
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -60,6 +61,7 @@ class Channel:
         tuning: Tuning,
         limits: Limits,
         persistence: Persistence,
+        random: random.Random,
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
@@ -72,7 +74,7 @@ class Channel:
         self._heard_at = float("-inf")
         self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
-        self._endpoint = Endpoint(random=random.Random(), tuning=tuning, limits=limits)
+        self._endpoint = Endpoint(random=random, tuning=tuning, limits=limits)
         self._driver = EndpointDriver(self._endpoint, clock, self._send, self._on_event)
         self._heartbeat = Heartbeat(
             clock, persistence, heard_at=lambda: self._heard_at, now=self._driver.now, ping=self.ping

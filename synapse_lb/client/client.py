@@ -71,7 +71,7 @@ class LowBandwidthClient:
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
-        random: source of the jitter with which observations return.
+        random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
         BadUri: the server's address makes no sense.
@@ -316,6 +316,7 @@ class LowBandwidthClient:
             tuning=self._tuning,
             limits=self._limits,
             persistence=self._persistence,
+            random=random_module.Random(self._random.getrandbits(64)),
             on_lost=on_lost,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -15,6 +15,9 @@ from synapse_lb.client.errors import ClientError
 
 if TYPE_CHECKING:
     from synapse_lb.coaps.clock import Clock, Timer
+
+_SHORTEST_WAIT: Final = 0.01
+"""s: until the heartbeat listens again."""
 
 
 def _positive(_: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -146,7 +149,8 @@ class Heartbeat:
         self._timer = None
         quiet = self._now() - self._heard_at()
         if quiet < self._interval:
-            self._arm(self._interval - quiet)
+            # What is left of the time may be too small for the clock to move by.
+            self._arm(max(self._interval - quiet, _SHORTEST_WAIT))
             return
         try:
             pinging = self._ping()

@@ -104,6 +104,26 @@ class HeartbeatTests(SynchronousTestCase):
         self.run_for(2)
         self.assertEqual([at for at, _ in self.pings], [901.0])
 
+    def test_too_little_time_left_for_the_clock_to_move(self) -> None:
+        """Where 16 + (10 - quiet) is 16 in floating point, it must not listen in circles."""
+        looks: list[float] = []
+
+        def heard_at() -> float:
+            looks.append(self.clock.seconds())
+            if len(looks) > 100:
+                raise AssertionError(f"circles at {looks[-1]}")
+            return 6.0 + 2.0**-49
+
+        self.heartbeat = Heartbeat(
+            self.clock, Persistence(), heard_at=heard_at, now=self.clock.seconds, ping=self.ping
+        )
+        self.clock.advance(6)
+        self.heartbeat.start()
+        self.clock.advance(10)
+        self.assertEqual((looks, self.pings), ([16.0], []))
+        self.clock.advance(1)
+        self.assertEqual(len(self.pings), 1)
+
     def test_goes_on_when_something_else_was_heard(self) -> None:
         """Only the ping went unanswered; whether that ends the association is not for the heartbeat to say."""
         self.heartbeat.start()
