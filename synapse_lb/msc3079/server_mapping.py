@@ -131,7 +131,7 @@ def _decode_request(
 
 def _read_method(code: int, path_values: list[bytes]) -> str:
     """The HTTP method. FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing."""
-    if code == codes.FETCH and b"/" + b"/".join(path_values) == SLIDING_SYNC_PATH:
+    if code == codes.FETCH and path_values == SLIDING_SYNC_PATH.split(b"/")[1:]:
         code = codes.POST
     method = codes.CODE_TO_METHOD.get(code)
     if method is None:
