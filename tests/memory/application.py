@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """An application on the client library, and what it keeps on its disk: all that the invariant is about.
 
-It has processed an event when its disk says so, together with the `since` after it. That takes a while for each body; an
-application that is killed meanwhile has not processed it. What it sends it sends again, with the same transaction id,
-until it has been told that it arrived.
+It has processed an event when its disk says so, together with the `since` after it. That takes a while for each body;
+an application that is killed meanwhile has not processed it. What it sends it sends again, with the same transaction
+id, until it has been told that it arrived.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final
+from urllib.parse import quote
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from synapse_lb.client import ClientVerification, LowBandwidthClient, Observation
 from synapse_lb.client.errors import ClientError
@@ -66,8 +68,8 @@ class Disk:
     token: str
     lanes: list[Lane]
     since: str | None = None
-    events: dict[str, list[tuple[str, Any]]] = attrs.field(factory=dict)
-    to_device: list[Any] = attrs.field(factory=list)
+    events: dict[str, list[tuple[str, int]]] = attrs.field(factory=dict)
+    to_device: list[int] = attrs.field(factory=list)
     session: bytes | None = None
 
     @property
@@ -78,17 +80,15 @@ class Disk:
     def processed(self, body: dict[str, Any]) -> None:
         """Keep what was in a body, and where it ends, at once."""
         for room, joined in body.get("rooms", {}).get("join", {}).items():
-            events = joined["timeline"]["events"]
-            self.events.setdefault(room, []).extend((each["sender"], each["content"]["body"]) for each in events)
-        self.to_device += [each["content"]["body"] for each in body.get("to_device", {}).get("events", [])]
+            events = joined.get("timeline", {}).get("events", [])
+            kept = self.events.setdefault(room, [])
+            kept += [(each["sender"], _number(each)) for each in events if each["type"] == "m.room.message"]
+        self.to_device += [_number(each) for each in body.get("to_device", {}).get("events", [])]
         self.since = body["next_batch"]
 
 
-class Process(Protocol):
-    """The reactor of a process on a real or an imagined machine."""
-
-    def sleep(self, delay: float) -> Deferred[None]:
-        """Fires after so many seconds."""
+def _number(event: dict[str, Any]) -> int:
+    return int(event["content"]["body"])
 
 
 @attrs.frozen
@@ -124,6 +124,7 @@ class Application:
         habits: how it behaves.
         check: called when something was processed; what it raises is a violation.
         violated: called with what must not happen.
+        settings: of the client.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Application:
         habits: Habits,
         check: Callable[[Disk], None],
         violated: Callable[[Exception], None],
+        **settings: Any,
     ) -> None:
         self.disk: Final = disk
         self.reactor: Final = reactor
@@ -154,6 +156,7 @@ class Application:
             session=disk.session,
             connect_timeout=12.0,
             random=random,
+            **settings,
         )
         self.observation: Observation = self._observe()
         for lane in disk.lanes:
@@ -176,7 +179,7 @@ class Application:
             filter={"room": {"timeline": {"limit": 10_000}}},
             set_presence="offline",
         )
-        observation.done.addErrback(lambda failure: self._start(self._observe_again(failure.value)))
+        observation.done.addErrback(lambda failure: self._start(self._observe_again(_exception(failure))))
         return observation
 
     async def _observe_again(self, error: Exception) -> None:
@@ -225,15 +228,19 @@ class Application:
             await self.reactor.sleep(response.retry_after or 1.0)
 
     def _request(self, lane: Lane, number: int) -> tuple[str, Any]:
-        content = {"msgtype": "m.text", "body": number, "padding": "p" * lane.sizes[number]}
-        transaction = f"{self.disk.user[1:4]}.{lane.name or 'device'}.{number}".replace("!", "").replace(":", "")
+        content = {"msgtype": "m.text", "body": str(number), "padding": "p" * lane.sizes[number]}
         if lane.name is None:
-            return f"{CLIENT}/sendToDevice/m.test/{transaction}", {"messages": {self.disk.peer: {"*": content}}}
-        return f"{CLIENT}/rooms/{lane.name}/send/m.room.message/{transaction}", content
+            messages = {self.disk.peer: {"*": content}}
+            return f"{CLIENT}/sendToDevice/m.test/d{number}", {"messages": messages}
+        return f"{CLIENT}/rooms/{quote(lane.name)}/send/m.room.message/{lane.name[1:4]}{number}", content
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         Deferred.fromCoroutine(work).addErrback(self._failed)
 
-    def _failed(self, failure: Any) -> None:
+    def _failed(self, failure: Failure) -> None:
         if self.running:
-            self._violated(failure.value)
+            self._violated(_exception(failure))
+
+
+def _exception(failure: Failure) -> Exception:
+    return failure.value if isinstance(failure.value, Exception) else AssertionError(repr(failure.value))

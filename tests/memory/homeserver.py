@@ -293,10 +293,15 @@ class Homeserver:
     ) -> Deferred[NewsSubscription | None]:
         """Subscribe."""
         user = self._users.get(access_token)
-        subscription = None if user is None else Subscription(self, user)
-        if subscription is not None:
+
+        def subscribed() -> NewsSubscription | None:
+            if user is None:
+                return None
+            subscription = Subscription(self, user)
             self._subscriptions.add(subscription)
-        return self.after_a_while(lambda: subscription)
+            return subscription
+
+        return self.after_a_while(subscribed)
 
     def after_a_while(self, result: Callable[[], Any]) -> Deferred[Any]:
         """A result that needs the database, at times."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The fault harness, over many seeds; see `tests.memory.scenario`.
 
-    SYNAPSE_LB_SEEDS=200 python -m twisted.trial tests.memory.test_faults      more seeds
-    SYNAPSE_LB_SEED=17 python -m twisted.trial tests.memory.test_faults        one seed, the same in each run
+$ SYNAPSE_LB_SEEDS=200 python -m twisted.trial tests.memory.test_faults      more seeds
+$ SYNAPSE_LB_SEED=17 python -m twisted.trial tests.memory.test_faults        one seed, the same in each run
 """
 
 from __future__ import annotations
