@@ -7,31 +7,41 @@ on each association: the access token and the CBOR key version. Whoever serves t
     datagram -> DTLS port -> message_received -> Endpoint -> RequestReceived -> decode_request -> Dispatcher
                                                                                                       |
     datagram <- DTLS port <- driver <---------- Endpoint <- CoapResponse <--- encode_response <-------+
+
+A registration (Observe 0) for a resource that can be observed goes to the `SyncObserver` instead of the dispatcher, and
+what it sends is a notification.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from synapse_lb.coap.endpoint import Endpoint
-from synapse_lb.coap.errors import ExchangeUnknown
+from synapse_lb.coap.errors import ExchangeUnknown, MessageTooLarge, TooManyExchanges
 from synapse_lb.coap.events import (
+    CancelReason,
     CoapRequest,
     CoapResponse,
     Event,
+    NotificationDelivered,
+    NotificationFailed,
     Peer,
+    PongReceived,
     RequestCancelled,
+    RequestFailed,
     RequestReceived,
     ResponseUndelivered,
 )
+from synapse_lb.coap.numbers import OptionNumber, is_success
+from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
 from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.clock import Clock
@@ -42,9 +52,17 @@ from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.server.news import NewsWaiter
+from synapse_lb.server.observable import Observable
+from synapse_lb.server.sync_observer import ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
 
 Encoded = tuple[int, list[tuple[int, bytes]], bytes]
+
+NOTIFICATION_MAX_AGE: Final = 65535
+"""s: Max-Age of a notification, the longest that takes two bytes (RFC 7641 section 4.3.1). A result of /sync does not
+grow stale: while nothing is sent nothing has happened. An observer that has heard nothing for so long had better
+register again."""
 
 
 class SecurePort(Protocol):
@@ -55,6 +73,9 @@ class SecurePort(Protocol):
 
     def peer_address(self, association_id: int) -> Address:
         """The address that the association is at now."""
+
+    def confirm_address(self, association_id: int) -> None:
+        """The association has answered what was sent to its present address."""
 
     def max_message_size(self, association_id: int) -> int:
         """Bytes that fit into one message."""
@@ -79,6 +100,8 @@ class GatewayCounters:
     """Responses that the client rejected or never acknowledged."""
     failures: int = 0
     """Requests that ended in an error of this program."""
+    moved: int = 0
+    """Changes of an association's address."""
     response_bytes: int = 0
     """Bytes of all response bodies."""
 
@@ -87,6 +110,10 @@ class GatewayCounters:
 class _Association:
     address: Address
     sticky: StickyState = field(factory=StickyState)
+    unproven: bool = False
+    """It has moved and has not yet answered at its new address."""
+    ping: int | None = None
+    """The exchange of the ping that it has to answer."""
 
 
 @define
@@ -105,6 +132,8 @@ class Gateway:
         random: for message ids, tokens and jitter.
         tuning: transmission parameters of the endpoint.
         limits: bounds of the endpoint.
+        news: tells when an observer may have to be notified; None serves registrations as plain requests.
+        observe: bounds of what is observed.
     """
 
     _log = Logger()
@@ -117,8 +146,11 @@ class Gateway:
         random: random.Random,
         tuning: Tuning | None = None,
         limits: Limits | None = None,
+        news: NewsWaiter | None = None,
+        observe: ObserveOptions | None = None,
     ) -> None:
         self._dispatcher = dispatcher
+        self._parted: Observable | None = None
         self._port: SecurePort | None = None
         self._associations: dict[int, _Association] = {}
         self._running: dict[int, _Running] = {}
@@ -131,6 +163,7 @@ class Gateway:
             scope=self._scope,
         )
         self._driver = EndpointDriver(self.endpoint, clock, self._send, self._on_event)
+        self.observer = None if news is None else SyncObserver(dispatcher, news, clock=clock, options=observe)
 
     def attach(self, port: SecurePort) -> None:
         """Name the port that the associations belong to; to be done before the first of them."""
@@ -147,12 +180,23 @@ class Gateway:
         return len(self._running)
 
     @property
+    def observations(self) -> int:
+        """How many observations there are."""
+        return 0 if self.observer is None else len(self.observer)
+
+    @property
     def send_failures(self) -> int:
         """Datagrams that the port refused to send."""
         return self._driver.send_failures
 
+    def end_observations(self) -> None:
+        """Tell all observers that the server stops, while they can still be told. Idempotent."""
+        if self.observer is not None:
+            self.observer.shutdown()
+
     def shutdown(self) -> None:
-        """Cancel all requests that are being served and stop the timer. Idempotent."""
+        """End all observations, cancel all requests that are being served and stop the timer. Idempotent."""
+        self.end_observations()
         for association_id in list(self._associations):
             self._forget(association_id)
         self._driver.stop()
@@ -173,13 +217,27 @@ class Gateway:
 
     def message_received(self, association_id: int, data: bytes) -> None:
         """A client has sent a message."""
+        self._parted = None
+        association = self._associations.get(association_id)
+        if association is not None and association.unproven and association.ping is None:
+            self._ping(association_id, association)
         self._driver.receive(association_id, data)
 
     def association_moved(self, association_id: int) -> None:
-        """A client has changed its address."""
+        """A client has changed its address.
+
+        Its record could be a copy that somebody sent from an address of his choice, so it is asked to answer a
+        CoAP ping there (RFC 9146 section 6): the DTLS port sends little to the address until it has.
+        """
         association = self._associations.get(association_id)
-        if association is not None:
-            association.address = _plain(self._attached().peer_address(association_id))
+        if association is None:
+            return
+        self.counters.moved += 1
+        association.address = _plain(self._attached().peer_address(association_id))
+        association.unproven = True
+        if association.ping is not None:  # its answer would tell of another address
+            self.endpoint.cancel(association.ping, self._driver.now())
+        self._ping(association_id, association)
 
     def association_lost(self, association_id: int, reason: AssociationLost) -> None:
         """A client has gone: what it asked for is cancelled and what it left behind forgotten."""
@@ -188,12 +246,37 @@ class Gateway:
     # What the endpoint tells
 
     def _on_event(self, event: Event) -> None:
+        # What a request with Observe 1 has ended comes immediately before it, from the same datagram.
+        parted, self._parted = self._parted, None
         if isinstance(event, RequestReceived):
-            self._serve(event.peer, event.exchange, event.request)
+            self._receive(event.peer, event.exchange, event.request, parted)
         elif isinstance(event, RequestCancelled):
-            self._cancel(event.exchange)
+            self._cancel(event.exchange, event.reason)
+        elif isinstance(event, NotificationDelivered) and self.observer is not None:
+            self.observer.delivered(event.exchange)
+        elif isinstance(event, NotificationFailed) and self.observer is not None:
+            self.observer.failed(event.exchange)
         elif isinstance(event, ResponseUndelivered):
             self.counters.undelivered += 1
+        elif isinstance(event, PongReceived | RequestFailed):
+            self._ping_ended(event)
+
+    def _ping(self, association_id: int, association: _Association) -> None:
+        try:
+            association.ping = self.endpoint.ping(association_id, self._driver.now())
+        except TooManyExchanges:
+            association.ping = None  # the next message tries again
+        self._driver.flush()
+
+    def _ping_ended(self, event: PongReceived | RequestFailed) -> None:
+        assert isinstance(event.peer, int)
+        association = self._associations.get(event.peer)
+        if association is None or association.ping != event.exchange:
+            return
+        association.ping = None
+        if isinstance(event, PongReceived):
+            association.unproven = False
+            self._attached().confirm_address(event.peer)
 
     def _send(self, peer: Peer, data: bytes) -> None:
         assert isinstance(peer, int)
@@ -216,7 +299,7 @@ class Gateway:
 
     # One request
 
-    def _serve(self, peer: Peer, exchange: int, request: CoapRequest) -> None:
+    def _receive(self, peer: Peer, exchange: int, request: CoapRequest, parted: Observable | None) -> None:
         association = self._associations.get(peer) if isinstance(peer, int) else None
         if association is None:
             return
@@ -226,6 +309,16 @@ class Gateway:
             self.counters.refused += 1
             self._respond(exchange, encode_error(error))
             return
+        wants = wanted(request.code, request.options)
+        observable = None if wants is None or self.observer is None else Observable.of(matrix)
+        if observable is None or self.observer is None:
+            self._serve(association, exchange, matrix)
+        elif wants == DEREGISTER:
+            self._respond(exchange, encode_response(when_deregistered(observable, parted), matrix.reply))
+        elif wants == REGISTER:
+            self.observer.register(exchange, observable, _Channel(self, association, exchange, matrix))
+
+    def _serve(self, association: _Association, exchange: int, matrix: MatrixRequest) -> None:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
@@ -252,14 +345,40 @@ class Gateway:
     ) -> int:
         """Send the response on its way; the number of bytes is for the dispatcher's logs."""
         self._running.pop(exchange, None)
-        if response is None:
-            return 0
+        return 0 if response is None else self._finish(response, association, exchange, request)
+
+    def _finish(
+        self, response: MatrixResponse, association: _Association, exchange: int, request: MatrixRequest
+    ) -> int:
         _note_token_ended(association.sticky, request, response)
+        return self._respond(exchange, self._encode(response, request))
+
+    def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Encoded:
         encoded = encode_response(response, request.reply)
         if encoded[0] >> 5 == 5 and response.status < 500:
             self.counters.failures += 1
             self._log.error("The answer to {request} could not be encoded", request=request)
-        return self._respond(exchange, encoded)
+        return encoded
+
+    def _notify(self, exchange: int, response: MatrixResponse, request: MatrixRequest) -> int | None:
+        """Send a notification, or the last response if it cannot be sent; returns the bytes of the former."""
+        code, options, payload = encoded = self._encode(response, request)
+        if not is_success(code):
+            self._respond(exchange, encoded)
+            return None
+        notified = Options.of(*options).with_uint(OptionNumber.MAX_AGE, NOTIFICATION_MAX_AGE)
+        try:
+            self.endpoint.notify(exchange, CoapResponse(code, notified, payload), self._driver.now())
+        except ExchangeUnknown:
+            # Ended by the client, of which the event is on its way.
+            return 0
+        except MessageTooLarge as error:
+            body = {"errcode": "M_TOO_LARGE", "error": f"The result has {error.size} bytes"}
+            self._respond(exchange, encode_response(MatrixResponse(500, body), request.reply))
+            return None
+        self.counters.response_bytes += len(payload)
+        self._driver.flush()
+        return len(payload)
 
     def _respond(self, exchange: int, encoded: Encoded) -> int:
         code, options, payload = encoded
@@ -275,7 +394,10 @@ class Gateway:
         self._driver.flush()
         return len(payload)
 
-    def _cancel(self, exchange: int) -> None:
+    def _cancel(self, exchange: int, reason: CancelReason) -> None:
+        observed = None if self.observer is None else self.observer.cancelled(exchange)
+        if reason is CancelReason.DEREGISTERED:
+            self._parted = observed
         running = self._running.pop(exchange, None)
         if running is not None:
             self.counters.cancelled += 1
@@ -290,6 +412,29 @@ class Gateway:
     def _attached(self) -> SecurePort:
         assert self._port is not None, "attach() comes before the first association"
         return self._port
+
+
+@frozen
+class _Channel:
+    """The way to the client of one registration (a ``Channel`` of `synapse_lb.server.sync_observer`)."""
+
+    gateway: Gateway
+    association: _Association
+    exchange: int
+    request: MatrixRequest
+
+    @property
+    def address(self) -> Address:
+        """Where the client is now."""
+        return self.association.address
+
+    def notify(self, response: MatrixResponse) -> int | None:
+        """Send a notification; None if it cannot be sent."""
+        return self.gateway._notify(self.exchange, response, self.request)
+
+    def finish(self, response: MatrixResponse) -> int:
+        """Send the last response."""
+        return self.gateway._finish(response, self.association, self.exchange, self.request)
 
 
 def _note_token_ended(sticky: StickyState, request: MatrixRequest, response: MatrixResponse) -> None:
