@@ -49,6 +49,7 @@ class Channel:
         tuning: how messages are retransmitted.
         limits: the bounds of the endpoint's tables.
         persistence: the times of the heartbeat, which beats while something is observed.
+        q_block: whether the server is offered Q-Block (RFC 9177).
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -60,11 +61,13 @@ class Channel:
         tuning: Tuning,
         limits: Limits,
         persistence: Persistence,
+        q_block: bool,
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
+        self._q_block = q_block
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
@@ -96,6 +99,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            q_block=self._q_block,
             now=self._driver.now(),
         )
 

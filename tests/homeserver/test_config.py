@@ -19,6 +19,7 @@ from synapse_lb.homeserver.config import (
     parse_listener,
 )
 from synapse_lb.homeserver.module import LowBandwidthModule
+from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
 
 
@@ -39,9 +40,10 @@ class ListenerTests(SynchronousTestCase):
                 bind_addresses=("::", "0.0.0.0"),
                 tag="8008",
                 advertised_port=8008,
+                observe_options=ObserveOptions(),
                 dtls=ServerOptions(),
                 limits=Limits(),
-                tuning=Tuning(),
+                tuning=Tuning(q_block=True),
             ),
         )
         self.assertEqual((config.type, config.http_options, config.is_tls()), ("lowbandwidth", None, False))
@@ -120,6 +122,7 @@ class ListenerTests(SynchronousTestCase):
             "adaptive_rto": False,
             "min_rto": 2,
             "max_rto": "30s",
+            "q_block": False,
         }
         self.assertEqual(listener(tuning=options).tuning, Tuning(**{**options, "max_rto": 30.0}))
 

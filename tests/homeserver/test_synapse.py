@@ -91,7 +91,13 @@ class ServingTests(SynapseTestCase):
         self.assertEqual((response.status, response.body), (status, over_http))
         self.assertEqual(
             over_http["org.matrix.msc3079.low_bandwidth"],
-            {"dtls": self.homeserver.ports.lowbandwidth, "cbor_enum_version": 1, "coap_enum_version": 1},
+            {
+                "dtls": self.homeserver.ports.lowbandwidth,
+                "cbor_enum_version": 1,
+                "coap_enum_version": 1,
+                "observe": 1,
+                "q_block": 1,
+            },
         )
 
     async def test_well_known(self) -> None:
