@@ -130,7 +130,7 @@ class Gateway:
         dispatcher: serves the requests.
         clock: the reactor.
         random: for message ids, tokens and jitter.
-        tuning: transmission parameters of the endpoint.
+        tuning: transmission parameters of the endpoint; None serves Q-Block (RFC 9177) beside the defaults.
         limits: bounds of the endpoint.
         news: tells when an observer may have to be notified; None serves registrations as plain requests.
         observe: bounds of what is observed.
@@ -157,7 +157,7 @@ class Gateway:
         self.counters = GatewayCounters()
         self.endpoint = Endpoint(
             random=random,
-            tuning=tuning if tuning is not None else Tuning(),
+            tuning=tuning if tuning is not None else Tuning(q_block=True),
             limits=limits if limits is not None else Limits(),
             understood=(KEY_VERSION,),
             scope=self._scope,
