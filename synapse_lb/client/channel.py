@@ -50,6 +50,7 @@ class Channel:
         limits: the bounds of the endpoint's tables.
         persistence: the times of the heartbeat, which beats while something is observed.
         random: source of message ids, tokens and jitter.
+        q_block: whether the server is offered Q-Block (RFC 9177).
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -62,11 +63,13 @@ class Channel:
         limits: Limits,
         persistence: Persistence,
         random: random.Random,
+        q_block: bool,
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
+        self._q_block = q_block
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
@@ -98,6 +101,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            q_block=self._q_block,
             now=self._driver.now(),
         )
 

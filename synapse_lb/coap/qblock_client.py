@@ -76,6 +76,8 @@ class QBlockClient:
             return False
         if request.options.get_uint(OptionNumber.OBSERVE) == 0:
             return False
+        if not request.q_block and len(request.payload) <= 16 << self._core.limits.block_szx:
+            return False
         return request.confirmable or now >= settings.silent_until
 
     def upload(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:

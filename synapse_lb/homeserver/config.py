@@ -61,6 +61,7 @@ _TUNING_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "adaptive_rto": values.boolean,
     "min_rto": values.seconds,
     "max_rto": values.seconds,
+    "q_block": values.boolean,
 }
 _LISTENER_KEYS: Final = (
     "type",
@@ -245,7 +246,7 @@ def _limits(section: Section, dtls: ServerOptions) -> tuple[ServerOptions, Limit
 
 def _tuning(section: Section) -> Tuning:
     inner = Section(section.take("tuning", _as_it_is, {}), (*section.path, "tuning"))
-    tuning = values.fill(inner, Tuning(), _TUNING_FIELDS)
+    tuning = values.fill(inner, Tuning(q_block=True), _TUNING_FIELDS)
     inner.end(_TUNING_FIELDS)
     return tuning
 

@@ -33,6 +33,7 @@ from synapse_lb.coap.events import (
     Event,
     NotificationDelivered,
     NotificationFailed,
+    NotificationFailure,
     Peer,
     PongReceived,
     RequestCancelled,
@@ -83,6 +84,9 @@ class SecurePort(Protocol):
     def rtt(self, association_id: int) -> float | None:
         """The round-trip time in seconds that the handshake measured."""
 
+    def close(self, association_id: int) -> None:
+        """End an association, and tell the client; `Gateway.association_lost` follows."""
+
 
 @define
 class GatewayCounters:
@@ -130,7 +134,7 @@ class Gateway:
         dispatcher: serves the requests.
         clock: the reactor.
         random: for message ids, tokens and jitter.
-        tuning: transmission parameters of the endpoint.
+        tuning: transmission parameters of the endpoint; None serves Q-Block (RFC 9177) beside the defaults.
         limits: bounds of the endpoint.
         news: tells when an observer may have to be notified; None serves registrations as plain requests.
         observe: bounds of what is observed.
@@ -157,7 +161,7 @@ class Gateway:
         self.counters = GatewayCounters()
         self.endpoint = Endpoint(
             random=random,
-            tuning=tuning if tuning is not None else Tuning(),
+            tuning=tuning if tuning is not None else Tuning(q_block=True),
             limits=limits if limits is not None else Limits(),
             understood=(KEY_VERSION,),
             scope=self._scope,
@@ -256,6 +260,8 @@ class Gateway:
             self.observer.delivered(event.exchange)
         elif isinstance(event, NotificationFailed) and self.observer is not None:
             self.observer.failed(event.exchange)
+            if event.reason is not NotificationFailure.RESET:
+                self._give_up(event.peer)
         elif isinstance(event, ResponseUndelivered):
             self.counters.undelivered += 1
         elif isinstance(event, PongReceived | RequestFailed):
@@ -402,6 +408,15 @@ class Gateway:
         if running is not None:
             self.counters.cancelled += 1
             running.deferred.cancel()
+
+    def _give_up(self, peer: Peer) -> None:
+        """End the association of an observer that a notification did not reach.
+
+        It would go on to wait in silence: its pings would be answered, and nothing else tells it that the server has
+        forgotten the observation. It either gets the close_notify, or notices that its next ping is not answered.
+        """
+        assert isinstance(peer, int)
+        self._attached().close(peer)
 
     def _forget(self, association_id: int) -> None:
         if self._associations.pop(association_id, None) is None:

@@ -144,5 +144,11 @@ class SameAsHttpTests(SynapseTestCase):
         self.assertEqual(over_coap, over_http)
         self.assertEqual(
             over_http["org.matrix.msc3079.low_bandwidth"],
-            {"dtls": self.homeserver.ports.lowbandwidth, "cbor_enum_version": 1, "coap_enum_version": 1},
+            {
+                "dtls": self.homeserver.ports.lowbandwidth,
+                "cbor_enum_version": 1,
+                "coap_enum_version": 1,
+                "observe": 1,
+                "q_block": 1,
+            },
         )

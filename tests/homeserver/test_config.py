@@ -44,7 +44,7 @@ class ListenerTests(SynchronousTestCase):
                 observe_options=ObserveOptions(),
                 dtls=ServerOptions(),
                 limits=Limits(),
-                tuning=Tuning(),
+                tuning=Tuning(q_block=True),
             ),
         )
         self.assertEqual((config.type, config.http_options, config.is_tls()), ("lowbandwidth", None, False))
@@ -137,6 +137,7 @@ class ListenerTests(SynchronousTestCase):
             "adaptive_rto": False,
             "min_rto": 2,
             "max_rto": "30s",
+            "q_block": False,
         }
         self.assertEqual(listener(tuning=options).tuning, Tuning(**{**options, "max_rto": 30.0}))
 

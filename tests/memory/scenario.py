@@ -54,13 +54,16 @@ class Scale:
     Attributes:
         events: messages to rooms, from both.
         to_device: to-device messages, from both.
-        between_faults: mean seconds between two faults.
+        between_faults: mean seconds between two faults; three times as long where there is much to carry.
+        faults: how many there are at most. Where many bodies are large and the network is at its worst, hardly any
+            transfer is over before the next fault.
         patience: virtual seconds within which everything has to be sent.
     """
 
     events: int = 240
     to_device: int = 60
     between_faults: float = 15.0
+    faults: int = 40
     patience: float = 40_000.0
 
 
@@ -89,7 +92,8 @@ class Scenario:
         self._random: Final = random.Random(seed)
         self._worst_loss = self._random.choice((0.0, 0.1, 0.2, 0.3, 0.4))
         self._trouble = self._random.choice((0.0, 0.0, 0.05))
-        self._large = self._random.choice((0.0, 0.05, 0.2))
+        self._large = self._random.choice((0.0, 0.02, 0.1))
+        self._between_faults: Final = scale.between_faults * (3.0 if self._large else 1.0)
         self._habits = self._some_habits()
         self._violations: list[Exception] = []
         self._server: Homeserver | None = None
@@ -110,7 +114,7 @@ class Scenario:
             for user in HOSTS:
                 self._start_application(user)
             self._change_weather()
-            self._network_later(self.scale.between_faults, self._fault)
+            self._network_later(self._between_faults, self._fault)
             self._make_noise()
             self._reach(
                 lambda: all(disk.all_sent for disk in self._disks.values()), self.scale.patience, "sent"
@@ -239,7 +243,7 @@ class Scenario:
         self._network_later(10.0, self._make_noise)
 
     def _fault(self) -> None:
-        if self._over:
+        if self._over or self.faults >= self.scale.faults:
             return
         self.faults += 1
         fault = self._random.choice(
@@ -256,7 +260,7 @@ class Scenario:
             )
         )
         fault()
-        self._network_later(self.scale.between_faults, self._fault)
+        self._network_later(self._between_faults, self._fault)
 
     def _blackout(self) -> None:
         dark = set(self._random.choice(((SERVER[0], *HOSTS.values()), (SERVER[0],), tuple(HOSTS.values()))))
@@ -358,7 +362,7 @@ class Scenario:
 
     def _sizes(self, count: int) -> list[int]:
         draw = self._random
-        return [draw.choice((2_000, 20_000)) if draw.random() < self._large else 0 for _ in range(count)]
+        return [draw.choice((2_000, 10_000)) if draw.random() < self._large else 0 for _ in range(count)]
 
 
 def _compare(what: str, processed: list[Any], stored: list[Any]) -> None:

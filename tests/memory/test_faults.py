@@ -19,7 +19,7 @@ from tests.memory.scenario import Scale, Scenario
 
 SEEDS = int(os.environ.get("SYNAPSE_LB_SEEDS", "16"))
 ONLY = os.environ.get("SYNAPSE_LB_SEED")
-LARGE = Scale(events=2000, to_device=500, patience=400_000.0)
+LARGE = Scale(events=2000, to_device=500, faults=300, patience=400_000.0)
 
 
 class FaultTests(SynchronousTestCase):

@@ -45,7 +45,6 @@ class MethodTests(SynchronousTestCase):
             error = refusal(code)
             self.assertEqual((error.code, error.errcode), (0x85, "M_UNRECOGNIZED"))
 
-
     def test_fetch_is_the_post_of_sliding_sync(self) -> None:
         """RFC 8132 section 2; docs/extensions.md."""
         path = ("_matrix", "client", "unstable", "org.matrix.simplified_msc3575", "sync")

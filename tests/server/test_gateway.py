@@ -56,6 +56,10 @@ class FakePort:
         self.clients: dict[int, Client] = {}
         self.confirmed: list[int] = []
         self.address: IPv4Address | IPv6Address = IPv4Address("UDP", "192.0.2.7", 50000)
+        self.closed: list[int] = []
+
+    def close(self, association_id: int) -> None:
+        self.closed.append(association_id)
 
     def send(self, association_id: int, data: bytes) -> None:
         if association_id not in self.clients:

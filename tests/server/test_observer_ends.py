@@ -69,7 +69,7 @@ class EndTests(ObserverTestCase):
         self.alice.forget(seen)
         self.homeserver.say("unwanted")
         self.settle()
-        self.assertEqual(self.counters.failed, 1)
+        self.assertEqual((self.counters.failed, self.port.closed), (1, []))
         self.assert_nothing_left()
 
     def test_the_association_ends(self) -> None:

@@ -270,6 +270,7 @@ class DeliveryTests(ObserverTestCase):
         self.pass_time(300, 1.0)
         # It was never confirmed: the observation has ended, and nothing was deleted.
         self.assertEqual((self.gateway.observations, self.counters.failed), (0, 1))
+        self.assertEqual(self.port.closed, [1], "the client has to notice")
         self.assertEqual(len(self.homeserver.syncs), 2)
         self.assertEqual([text for _, text in self.homeserver.to_device], ["key", "second key"])
         self.alice.processing = True
