@@ -77,6 +77,12 @@ class ObserveTestCase(LoopbackTestCase):
 
         return until(look)
 
+    def acknowledged(self, journal: JournalServer) -> Deferred[None]:
+        """A Deferred that fires when the server has notified, and nothing of it is on its way."""
+        return until(
+            lambda: journal.registered and not any(each.in_flight for each in journal.registered.values())
+        )
+
     def until_observing(self, observation: Observation) -> Deferred[None]:
         """A Deferred that fires when the server notifies."""
         return until(lambda: observation.state is State.OBSERVING)

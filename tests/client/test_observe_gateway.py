@@ -200,7 +200,9 @@ class GatewayTests(GatewayTestCase):
         self.addCleanup(relay.stop)
         patient = Persistence(heartbeat=30.0, first_heartbeat=30.0, refresh=0.5)
         self.observe(self.client_at(relay.port, patient))
-        await until(lambda: self.bodies)
+        observer = gateway.observer
+        assert observer is not None
+        await until(lambda: observer.counters.delivered)
         relay.to_server.weather = Weather(loss=1.0)
         self.say("a")
         await until(lambda: not gateway.observations)
