@@ -24,6 +24,7 @@ from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
 from synapse_lb.coap import events
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.endpoint import Endpoint
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
@@ -88,6 +89,11 @@ class Channel:
         """The association; there is one from `attach` on."""
         assert self._association is not None
         return self._association
+
+    @property
+    def endpoint_counters(self) -> Counters:
+        """What the endpoint of this association has done."""
+        return self._endpoint.counters
 
     @property
     def requests_under_way(self) -> int:
