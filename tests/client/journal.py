@@ -93,7 +93,6 @@ class JournalServer:
         self.refusals: list[CoapResponse] = []
         self.requests: list[CoapRequest] = []
         self.notified: list[str] = []
-        self.delivered = 0
         self.failures: list[NotificationFailed] = []
         self.cancelled: list[RequestCancelled] = []
         self.registered: dict[int, Registered] = {}
@@ -179,7 +178,6 @@ class JournalServer:
             self.cancelled.append(event)
             self.registered.pop(event.exchange, None)
         elif isinstance(event, NotificationDelivered):
-            self.delivered += 1
             registered = self.registered[event.exchange]
             registered.since, registered.in_flight = registered.in_flight, None
             self._serve(event.exchange)
