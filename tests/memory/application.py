@@ -77,6 +77,11 @@ class Disk:
         """Whether everything has arrived at the server."""
         return all(lane.sent == lane.total for lane in self.lanes)
 
+    @property
+    def processed_count(self) -> int:
+        """How many events were processed."""
+        return sum(len(events) for events in self.events.values())
+
     def processed(self, body: dict[str, Any]) -> None:
         """Keep what was in a body, and where it ends, at once."""
         for room, joined in body.get("rooms", {}).get("join", {}).items():

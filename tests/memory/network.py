@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""A network with weather, blackouts and a NAT, and machines on it that can lose their power."""
+"""A network in memory with weather, blackouts and a NAT, and machines on it that can lose their power."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
-from twisted.internet.defer import Deferred
 from twisted.internet.protocol import DatagramProtocol
 
 from synapse_lb.testing.lossy import LossyLink, Weather
 from synapse_lb.testing.memory import Address, MemoryPort, MemoryUDP
+from tests.memory.process import Process
 
 SERVER: Final[Address] = ("192.0.2.1", 8448)
 
@@ -114,8 +114,8 @@ class BadNetwork(MemoryUDP):
         return True
 
 
-class Machine:
-    """The reactor of one process, which can be killed: it does nothing any more, and tells nobody.
+class Machine(Process):
+    """A process with an address on the network.
 
     Args:
         network: the network and its clock.
@@ -123,91 +123,21 @@ class Machine:
     """
 
     def __init__(self, network: BadNetwork, host: str) -> None:
-        self.network: Final = network
-        self.alive = True
+        super().__init__(network.clock)
+        self._network: Final = network
         self._host: Final = host
-        self._timers: list[Timer] = []
-        self._prune_at = 64
         self._ports: list[MemoryPort] = []
-
-    def seconds(self) -> float:
-        """Virtual time in seconds."""
-        return self.network.seconds()
-
-    def callLater(self, delay: float, call: Callable[..., object], *args: object, **named: object) -> Timer:
-        """Call something in virtual time, if the process is still there."""
-
-        def due() -> None:
-            if self.alive:
-                call(*args, **named)
-
-        timer = Timer(self, self.network.clock.callLater(delay, due))
-        if len(self._timers) > self._prune_at:
-            self._timers = [each for each in self._timers if each.active()]
-            self._prune_at = max(64, 2 * len(self._timers))
-        self._timers.append(timer)
-        return timer
 
     def listenUDP(
         self, port: int, protocol: DatagramProtocol, interface: str = "", maxPacketSize: int = 8192
     ) -> Any:
         """Open a port on the machine's address."""
-        listening = self.network.listenUDP(port, protocol, self._host, maxPacketSize)
+        listening = self._network.listenUDP(port, protocol, self._host, maxPacketSize)
         self._ports.append(listening)
         return listening
 
-    def sleep(self, delay: float) -> Deferred[None]:
-        """Fires after so many seconds, and never if the process is killed before."""
-        timer: Timer
-
-        def cancel(_: object) -> None:
-            if timer.active():
-                timer.cancel()
-
-        slept: Deferred[None] = Deferred(cancel)
-        timer = self.callLater(delay, slept.callback, None)
-        return slept
-
-    @property
-    def waits_for(self) -> list[Timer]:
-        """What is still to be called."""
-        return [timer for timer in self._timers if timer.active()]
-
     def kill(self) -> None:
-        """End the process as `kill -9` does."""
+        """End it: nothing leaves it any more."""
         for port in self._ports:
             port.unplug()
-        for timer in self.waits_for:
-            timer.cancel()
-        self.alive = False
-
-
-class Timer:
-    """A call that is due at some time; one of a process that is dead does nothing, whatever is asked of it.
-
-    Args:
-        machine: whose it is.
-        call: what the clock gave.
-    """
-
-    def __init__(self, machine: Machine, call: Any) -> None:
-        self._machine = machine
-        self._call = call
-
-    def active(self) -> bool:
-        """Whether it is still to come."""
-        return bool(self._call.active())
-
-    def cancel(self) -> None:
-        """Do not make the call."""
-        if self._machine.alive:
-            self._call.cancel()
-
-    def reset(self, delay: float) -> None:
-        """Make it so many seconds from now."""
-        if self._machine.alive:
-            self._call.reset(delay)
-
-    def getTime(self) -> float:
-        """When it is due."""
-        return float(self._call.getTime())
+        super().kill()

@@ -192,7 +192,7 @@ class Scenario:
 
     def _all_processed(self) -> bool:
         return all(
-            sum(len(events) for events in disk.events.values()) == len(self.store.events)
+            disk.processed_count == len(self.store.events)
             and len(disk.to_device) == len(self._sent_to_device(disk.user))
             for disk in self._disks.values()
         )
