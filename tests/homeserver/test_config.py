@@ -77,7 +77,7 @@ class ListenerTests(SynchronousTestCase):
         self.assertFalse(config.observe)
         self.assertEqual(config.limits, Limits(max_observations_per_peer=3))
         self.assertEqual(config.observe_options, ObserveOptions(max_observations_per_user=5))
-        self.assertEqual(config.tuning, Tuning(notification_processing=300.0))
+        self.assertEqual(config.tuning, Tuning(q_block=True, notification_processing=300.0))
         with self.assertRaises(ConfigError) as caught:
             listener(limits={"max_observations_per_user": 0})
         self.assertIn("max_observations_per_user", str(caught.exception.path))
