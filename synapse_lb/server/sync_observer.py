@@ -41,7 +41,10 @@ REFUSAL_DELAY: Final = 60.0
 """s: after which a client may try again that has too many observations (Max-Age of the 5.03)."""
 
 MAX_SPINS: Final = 4
-"""Empty results in a row after each of which the next is computed at once, because it does not go far enough."""
+"""Results in a row that end where they began, after each of which the next is computed at once."""
+
+STALE_DELAY: Final = 5.0
+"""s: until the next one after them, if the streams do not move before."""
 
 
 @frozen(kw_only=True)
@@ -304,18 +307,30 @@ class Observation:
                 self.end(response if response.status != 200 else _no_result())
                 return
             following = self.observable.after(response.body)
+            spins = 0 if following.position != self.observable.position else spins + 1
             if self.observable.is_first or not self.observable.is_empty(response.body):
-                spins = 0
                 if not await self._notify(response):
                     return
             else:
-                spins += 1
                 self._counters.empty += 1
             self.observable = following
-            if spins <= MAX_SPINS and not await self._wait(subscription.covers(before, batch)):
-                continue
-            spins = 0
-            await self._wait(subscription.news(before))
+            if await self._wait(subscription.covers(before, batch)):
+                spins = 0
+                await self._wait(subscription.news(before))
+            elif spins > MAX_SPINS:
+                await self._pause(subscription.news(before))
+
+    async def _pause(self, news: Deferred[None]) -> None:
+        """Wait until the streams move, but not for long, because there may be something that is not sent yet."""
+        timer = self._observer.clock.callLater(STALE_DELAY, news.cancel)
+        try:
+            await self._wait(news)
+        except CancelledError:
+            if self._over:
+                raise
+        finally:
+            if timer.active():
+                timer.cancel()
 
     async def _notify(self, response: MatrixResponse) -> bool:
         """Send a notification; return True once it is delivered, False if it cannot be sent."""

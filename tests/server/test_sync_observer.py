@@ -181,6 +181,40 @@ class PushTests(ObserverTestCase):
         self.settle()
         self.assertEqual(seen.timeline, ["hidden by the cache", "more"])
 
+    def test_a_cache_that_goes_nowhere_is_asked_again(self) -> None:
+        """Nothing moves any more when it has forgotten its result; there is something to send all the same."""
+        seen = self.registered()
+        self.homeserver.cached["s0"] = {"next_batch": "s0"}
+        self.homeserver.say("hidden by the cache")
+        self.pass_time(60, 1.0)
+        self.assertLess(len(self.homeserver.syncs), 30)
+        self.homeserver.cached.clear()
+        self.pass_time(10, 1.0)
+        self.assertEqual(seen.timeline, ["hidden by the cache"])
+        syncs = len(self.homeserver.syncs)
+        self.pass_time(60, 1.0)
+        self.assertEqual(len(self.homeserver.syncs), syncs)
+
+    def test_a_pause_can_be_cut_short(self) -> None:
+        self.registered()
+        self.homeserver.cached["s0"] = {"next_batch": "s0"}
+        self.homeserver.say("hidden by the cache")
+        self.settle()
+        self.alice.lose()
+        self.assertEqual(self.gateway.observations, 0)
+        self.pass_time(10, 1.0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_many_empty_results_from_a_cache(self) -> None:
+        """An earlier observation went that way, one step at a time; the cache has each step."""
+        for number in range(20):
+            self.homeserver.change_something_hidden()
+            self.homeserver.cached[f"s{number}"] = {"next_batch": f"s{number + 1}"}
+        self.homeserver.say("at the end")
+        seen = self.alice.observe(SYNC + "?since=s0")
+        self.settle()
+        self.assertEqual(seen.timeline, ["at the end"])
+
     def test_one_at_a_time(self) -> None:
         self.alice.processing = False
         seen = self.registered()
