@@ -2,8 +2,8 @@
 """The fault harness once more, with nothing imagined: real Synapse, real UDP, real time.
 
 Two applications (`tests.memory.application`) observe and send through a relay that loses, doubles and holds back
-datagrams. Meanwhile: blackouts, new addresses, `kill -9` of Synapse and of an application, a planned restart of Synapse.
-What has to be is read from Synapse's database afterwards.
+datagrams. Meanwhile: blackouts, new addresses, `kill -9` of Synapse and of an application, a planned restart of
+Synapse. What has to be is read from Synapse's database afterwards.
 
     $ SYNAPSE_LB_EVENTS=2000 SYNAPSE_LB_TO_DEVICE=500 python -m twisted.trial tests.e2e.test_observe_faults
 """
@@ -41,7 +41,7 @@ SEED = int(os.environ.get("SYNAPSE_LB_SEED", "1"))
 
 WEATHER = Weather(loss=0.2, duplication=0.1, reordering=0.2, delay=0.01, hold_back=0.05)
 HABITS = Habits(pause=0.3, work=0.05, long_work=0.0, breaks=0.01, patience=20.0)
-BRISK = {"min_rto": 0.05, "max_rto": 5.0, "separate_after": 0.2}
+BRISK: dict[str, Any] = {"min_rto": 0.05, "max_rto": 5.0, "separate_after": 0.2}
 TIMES = Persistence(first_heartbeat=1.0, heartbeat=4.0, retry_max=4.0, spread=2.0)
 AFTERWARDS = 120.0
 """s: by when all has been processed in clear weather."""
