@@ -121,6 +121,8 @@ class ReliabilityLayer:
         """Send no more copies: the peer has shown that it has the message. Its ACK is still waited for."""
         if self._is_outstanding(transmission):
             self._core.timers.cancel(transmission.timer)
+            # However long it takes the peer to fetch the rest, and to acknowledge or reject it all.
+            transmission.measurable = False
             self._yield(transmission, now)
 
     def resume(self, transmission: Transmission, now: float) -> None:

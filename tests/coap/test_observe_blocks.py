@@ -146,6 +146,20 @@ class Delivery(BlocksCase):
         self.failed(self.exchange, NotificationFailure.RESET)
         self.is_gone(2)
 
+    def test_how_long_the_blocks_take_tells_nothing_of_the_way(self) -> None:
+        """It is rejected, or acknowledged, while they are still being fetched."""
+        rto = self.script.endpoint._core.peers["peer"].settings.rto
+        for answer in ("RST", "ACK"):
+            before = rto.timeout, rto.smoothed_rtt
+            self.serves("a", ONE, 1)
+            self.script.passes(100)
+            self.script.peer_sends(f"{answer} [$a]")
+            self.assertEqual((rto.timeout, rto.smoothed_rtt), before)
+            if answer == "RST":
+                self.failed(self.exchange, NotificationFailure.RESET)
+                self.setUp()
+                rto = self.script.endpoint._core.peers["peer"].settings.rto
+
     def test_rejected_after_the_blocks(self) -> None:
         self.serves("a", ONE, 1)
         self.serves("a", ONE, 2)
