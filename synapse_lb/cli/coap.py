@@ -99,6 +99,9 @@ def _add_request_arguments(group: argparse._ArgumentGroup) -> None:
         default=False,
         help="send the MSC's short code in place of the path, where it has one (default: the path as it is)",
     )
+    group.add_argument(
+        "--q-block", action="store_true", help="let large bodies go and come many blocks at a time (RFC 9177)"
+    )
     group.add_argument("--non", action="store_true", help="send it Non-confirmable")
     group.add_argument(
         "--observe",

@@ -104,6 +104,7 @@ def make_client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal)
             verification=_verification(arguments),
             keylog=_keylog(terminal),
             connect_timeout=arguments.connect_timeout,
+            q_block=bool(arguments.q_block),
         )
     except errors.AuthoritiesError as error:
         raise CommandError(str(error), EXIT_CERTIFICATE_FILE) from None

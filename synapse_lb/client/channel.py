@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from twisted.internet.defer import Deferred
@@ -23,11 +24,13 @@ from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
 from synapse_lb.coap import events
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.endpoint import Endpoint
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.driver import EndpointDriver
+from synapse_lb.txdtls.errors import DTLSError
 
 if TYPE_CHECKING:
     from synapse_lb.coaps.clock import Clock
@@ -48,6 +51,7 @@ class Channel:
         limits: the bounds of the endpoint's tables.
         persistence: the times of the heartbeat, which beats while something is observed.
         random: source of message ids, tokens and jitter.
+        q_block: whether the server is offered Q-Block (RFC 9177).
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -60,11 +64,13 @@ class Channel:
         limits: Limits,
         persistence: Persistence,
         random: random.Random,
+        q_block: bool,
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
+        self._q_block = q_block
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
@@ -85,6 +91,11 @@ class Channel:
         return self._association
 
     @property
+    def endpoint_counters(self) -> Counters:
+        """What the endpoint of this association has done."""
+        return self._endpoint.counters
+
+    @property
     def requests_under_way(self) -> int:
         """How many requests wait for their answer, observations included."""
         return len(self._waiting) + len(self._registrations)
@@ -96,6 +107,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            q_block=self._q_block,
             now=self._driver.now(),
         )
 
@@ -129,6 +141,20 @@ class Channel:
         self._pings[exchange] = answer, started
         self._driver.flush()
         return answer
+
+    def rebind(self) -> None:
+        """Use a new local socket, and tell the server at once with a CoAP ping (RFC 7252 section 4.3).
+
+        Raises:
+            ConnectionLost: there is no such socket, or the association has ended.
+        """
+        try:
+            self.association.rebind()
+        except DTLSError as error:
+            raise ConnectionLost(f"the association cannot use a new socket: {error}") from error
+        with suppress(coap_errors.TooManyExchanges):  # then there is enough under way to tell the server
+            self._endpoint.ping(_SERVER, self._driver.now())
+        self._driver.flush()
 
     def observe(self, request: CoapRequest, registration: Registration) -> int:
         """Send a request with Observe, and give the registration what comes of it.

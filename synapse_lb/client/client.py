@@ -6,8 +6,9 @@ from __future__ import annotations
 import json as json_text
 import random as random_module
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from synapse_lb.client.channel import Channel
@@ -15,6 +16,7 @@ from synapse_lb.client.connector import AssociationInfo, Connector
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
+from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.registration import Registration
@@ -65,6 +67,10 @@ class LowBandwidthClient:
             None uses text keys and never sends the option, which is critical: servers that do not know it
             refuse it.
         path_codes: send the MSC's short codes in place of paths.
+        q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
+            for request bodies of several blocks, and where an answer may be large; True for every request, raw
+            ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
+            and no further offer on this association.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
@@ -87,6 +93,7 @@ class LowBandwidthClient:
         verification: ClientVerification | None = None,
         key_version: int | None = 1,
         path_codes: bool = True,
+        q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
         connect_timeout: float | None = None,
@@ -100,7 +107,8 @@ class LowBandwidthClient:
         self._reactor = reactor
         self._key_version = key_version
         self._path_codes = path_codes
-        self._tuning = tuning or Tuning()
+        self._q_block = q_block
+        self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
         self._persistence = persistence or Persistence()
         self._random = random or random_module.Random()
@@ -151,12 +159,15 @@ class LowBandwidthClient:
             cannot be read.
         """
 
+        pairs = _pairs(query)
+        q_block = self._q_block is True or may_be_large(path, pairs)
+
         def encode(carried: Carried) -> CoapRequest:
             try:
                 code, options, payload = encode_request(
                     method,
                     path,
-                    query,
+                    pairs,
                     json,
                     token=carried.token,
                     key_version=self._key_version,
@@ -165,7 +176,7 @@ class LowBandwidthClient:
                 )
             except MappingError as error:
                 raise BadRequest(error.message) from error
-            return CoapRequest(code, Options.of(*options), payload)
+            return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
 
         return self._limited(self._request(encode, token), timeout)
 
@@ -181,6 +192,18 @@ class LowBandwidthClient:
             of `request` does.
         """
         return self._limited(self._raw_request(request), timeout)
+
+    def rebind(self) -> None:
+        """Use a new local socket, because the network has changed; the association and its requests go on.
+
+        The server is told at once, so that what it has to say comes to the new address. A server that cannot
+        find the association again does not answer, and requests end as on a dead network; the next one then makes
+        a new association. Nothing happens if there is none.
+
+        Raises:
+            ConnectionLost: there is no such socket.
+        """
+        self._keeper.rebind()
 
     def observe(
         self,
@@ -305,6 +328,7 @@ class LowBandwidthClient:
             limits=self._limits,
             persistence=self._persistence,
             random=random_module.Random(self._random.getrandbits(64)),
+            q_block=self._q_block is not False,
             on_lost=on_lost,
         )
 
@@ -366,7 +390,7 @@ class LowBandwidthClient:
         channel = await self._keeper.ready()
         if ACCESS_TOKEN in request.options:
             channel.sticky.carry_always()
-        return await channel.request(request)
+        return await channel.request(attrs.evolve(request, q_block=self._q_block is True))
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
         while True:

@@ -82,6 +82,15 @@ class Keeper:
         if channel in self._retired and not channel.requests_under_way:
             channel.close()
 
+    def rebind(self) -> None:
+        """Have the associations use new local sockets.
+
+        Raises:
+            ConnectionLost: one of them cannot.
+        """
+        for channel in self._channels():
+            channel.rebind()
+
     @property
     def traffic(self) -> Traffic:
         """What all associations have moved so far."""

@@ -16,6 +16,8 @@ from synapse_lb.coap.options import OptionPair, Options
 TRANSFER_OPTIONS: Final = (
     OptionNumber.BLOCK1,
     OptionNumber.BLOCK2,
+    OptionNumber.Q_BLOCK1,
+    OptionNumber.Q_BLOCK2,
     OptionNumber.SIZE1,
     OptionNumber.SIZE2,
     OptionNumber.REQUEST_TAG,
@@ -25,6 +27,8 @@ TRANSFER_OPTIONS: Final = (
 _UNKEYED_UPLOAD: Final = (
     OptionNumber.BLOCK1,
     OptionNumber.BLOCK2,
+    OptionNumber.Q_BLOCK1,
+    OptionNumber.Q_BLOCK2,
     OptionNumber.OBSERVE,
     OptionNumber.NO_RESPONSE,
 )

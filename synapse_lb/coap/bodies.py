@@ -30,6 +30,7 @@ class Body:
         size: Bytes that it is counted for.
         deadline: Monotonic seconds; then it goes.
         timer: Set for the deadline, or for one that it had before.
+        further_timer: One of its makers; cancelled when it goes.
         pinned: Whether it stays beyond its deadline, and is evicted only when no other can be.
     """
 
@@ -38,6 +39,7 @@ class Body:
     size: int = 0
     deadline: float = 0.0
     timer: Timer | None = None
+    further_timer: Timer | None = None
     pinned: bool = False
 
 
@@ -144,6 +146,7 @@ class BodyStore(Generic[B]):
         if self._all.get((name, body.key)) is not body:
             return
         self._core.timers.cancel(body.timer)
+        self._core.timers.cancel(body.further_timer)
         body.timer = None
         del self._all[name, body.key]
         entries = self._by_peer[name]

@@ -48,6 +48,10 @@ class Counters:
         reassembly_expirations: Half-received request bodies dropped after their lifetime.
         snapshot_evictions: Response bodies dropped to make room.
         snapshot_expirations: Response bodies dropped after their lifetime, fully fetched ones included.
+        blocks_duplicate: Blocks of a Q-Block transfer that were here already (RFC 9177).
+        blocks_recovered: Blocks that were asked for, or sent, once more because they were missing.
+        blocks_dropped: Q-Block2 blocks that were not sent, since too many waited to be.
+        q_block_fallbacks: Requests that were made once more without Q-Block, since the peer refused it.
     """
 
     datagrams_received: int = 0
@@ -87,3 +91,7 @@ class Counters:
     reassembly_expirations: int = 0
     snapshot_evictions: int = 0
     snapshot_expirations: int = 0
+    blocks_duplicate: int = 0
+    blocks_recovered: int = 0
+    blocks_dropped: int = 0
+    q_block_fallbacks: int = 0

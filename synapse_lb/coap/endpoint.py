@@ -269,7 +269,13 @@ class Endpoint:
     # --- peers ---
 
     def set_peer(
-        self, peer: Peer, *, max_message_size: int | None = None, rtt: float | None = None, now: float
+        self,
+        peer: Peer,
+        *,
+        max_message_size: int | None = None,
+        rtt: float | None = None,
+        q_block: bool | None = None,
+        now: float,
     ) -> None:
         """Say what is known of the way to a peer. It is kept until `drop_peer`.
 
@@ -277,6 +283,8 @@ class Endpoint:
             peer: Who.
             max_message_size: Bytes of the largest CoAP message that reaches it.
             rtt: Seconds of a round trip that was measured already, for example by a handshake.
+            q_block: Whether requests to it offer Q-Block (RFC 9177), if `Tuning.q_block` is set. A peer that
+                refuses that gets them once more without, and no such offer from then on.
             now: Monotonic seconds.
 
         Raises:
@@ -291,6 +299,8 @@ class Endpoint:
             settings.max_message_size = max_message_size
         if rtt is not None:
             settings.rto.seed(rtt)
+        if q_block is not None:
+            settings.q_block = q_block
 
     def drop_peer(self, peer: Peer, now: float) -> None:
         """End everything with a peer whose association has ended, and forget it.

@@ -34,12 +34,15 @@ class CoapRequest:
         options: As received or to be sent; without those of the block-wise transfer.
         payload: The whole body.
         confirmable: Whether it travels in Confirmable messages.
+        q_block: Whether its response may be large enough for an offer of Q-Block, which takes three bytes, to a
+            peer that `Endpoint.set_peer` names for it. A body of several blocks makes the offer in any case.
     """
 
     code: int = field(repr=code_to_text)
     options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=_length)
     confirmable: bool = True
+    q_block: bool = field(default=True, repr=False, eq=False)
 
 
 @frozen

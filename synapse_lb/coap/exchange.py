@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from synapse_lb.coap.notifications import Notification
     from synapse_lb.coap.observations import Observation
     from synapse_lb.coap.peers import PeerState
+    from synapse_lb.coap.qblock_stream import Stream
     from synapse_lb.coap.reliability import Transmission
     from synapse_lb.coap.snapshots import Snapshot
     from synapse_lb.coap.transfer import Transfer
@@ -35,6 +36,8 @@ class State(Enum):
     """Client: a message of the request is about to be sent."""
     REQUESTING = "requesting"
     """Client: a Confirmable request is sent, or queued, and not acknowledged."""
+    STREAMING = "streaming"
+    """Client: several blocks of a body are under way at once (RFC 9177)."""
     AWAITING = "awaiting"
     """Client: the request is acknowledged, or Non-confirmable, and its response is to come."""
     PINGING = "pinging"
@@ -61,6 +64,8 @@ class Step(Enum):
     SEND_CONFIRMABLE = "send confirmable"
     SEND_NON_CONFIRMABLE = "send non-confirmable"
     PING = "ping"
+    STREAM = "stream"
+    """We send, or ask for, several blocks at once (RFC 9177)."""
     ACKNOWLEDGED = "acknowledged"
     """The peer sent an empty ACK for our request."""
     BLOCK_DONE = "block done"
@@ -90,6 +95,8 @@ class Step(Enum):
 #
 #                                          (RFC 7252 sections 4.2, 4.3, 5.2.1 to 5.2.3)
 #
+#   READY <-> STREAMING -> ENDED             (RFC 9177)
+#
 #    our registration                                   the peer's registration
 #
 #   REQUESTING, AWAITING                              PROCESSING (NON), ACCEPTED
@@ -106,7 +113,10 @@ TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = MappingProxyType(
         (State.READY, Step.SEND_CONFIRMABLE): State.REQUESTING,
         (State.READY, Step.SEND_NON_CONFIRMABLE): State.AWAITING,
         (State.READY, Step.PING): State.PINGING,
+        (State.READY, Step.STREAM): State.STREAMING,
         (State.READY, Step.END): State.ENDED,
+        (State.STREAMING, Step.BLOCK_DONE): State.READY,
+        (State.STREAMING, Step.END): State.ENDED,
         (State.REQUESTING, Step.ACKNOWLEDGED): State.AWAITING,
         (State.REQUESTING, Step.BLOCK_DONE): State.READY,
         (State.REQUESTING, Step.END): State.ENDED,
@@ -185,6 +195,9 @@ class ClientExchange(Exchange):
         transfer: The request and what has come of its response; None for a ping.
         key: What its blocks would be known by to the peer, but for a Request-Tag; None for a ping.
         confirmable: Whether its messages are Confirmable.
+        stream: Its blocks that are under way, several at once (RFC 9177); None if it has none.
+        started: When its current message was sent, in monotonic seconds.
+        fell_back: Whether it was made once more without Q-Block.
         own_token: The token for the message that ends the request, if it is to be that of another exchange.
         observation: What is observed with it; None if it is no registration.
         deregisters: Whether it ends an observation.
@@ -195,6 +208,9 @@ class ClientExchange(Exchange):
     transfer: Transfer | None = None
     key: BlockKey | None = None
     confirmable: bool = True
+    stream: Stream | None = None
+    started: float = 0.0
+    fell_back: bool = False
     own_token: bytes | None = None
     observation: Observation | None = None
     deregisters: bool = False
@@ -217,6 +233,7 @@ class ServerExchange(Exchange):
         seen: Its entry in the table of duplicates.
         key: Under which the response is kept if it takes several blocks.
         block1: The option to be repeated in the response, if the request came in blocks.
+        q_block: What of the response the client wants at first; None if it did not say that it knows Q-Block2.
         szx: Size exponent of the largest block that the client wants; None if it did not say.
         wants_size: Whether the client asks for the size of the body (RFC 7959 section 4).
         snapshot: Of a response in several blocks that is being delivered.
@@ -231,6 +248,7 @@ class ServerExchange(Exchange):
     seen: Seen
     key: BlockKey
     block1: Block | None = None
+    q_block: Block | None = None
     szx: int | None = None
     wants_size: bool = False
     no_response: int = 0

@@ -16,6 +16,7 @@ from synapse_lb.coap.timers import Timer
 
 if TYPE_CHECKING:
     from synapse_lb.coap.exchange import ClientExchange, ServerExchange
+    from synapse_lb.coap.pacing import Pacer
     from synapse_lb.coap.reliability import Transmission
 
 MAX_TOKEN_VALUE = 0xFFFF
@@ -30,10 +31,15 @@ class PeerSettings:
     Attributes:
         max_message_size: Bytes of the largest message that it can be sent.
         rto: Its retransmission timeout.
+        q_block: Whether it is asked for Q-Block.
+        silent_until: Monotonic seconds; until then it gets no further body in Non-confirmable sets, since it did
+            not answer one (PROBING_RATE, RFC 9177 section 7.2).
     """
 
     max_message_size: int
     rto: RetransmissionTimeout
+    q_block: bool = False
+    silent_until: float = 0.0
 
 
 @define(eq=False)
@@ -55,8 +61,11 @@ class PeerState:
         observe_number: For the next notification to it. It is one for all its observations, and so goes on rising
             when a registration replaces another (RFC 7641 section 4.4).
         requesting: Requests of ours that are open, by the token of the current message.
+        further_tokens: How many tokens in `requesting` are not the only one of their request (RFC 9177).
         pings: Pings that are not answered.
         bodies: How many bodies are kept for it, half received or being fetched.
+        streaming: Confirmable messages with Q-Block2 blocks that are not acknowledged.
+        pacer: Its Q-Block2 blocks that wait to be sent, if there ever were any.
         sweep: The timer that looks whether this can be freed.
     """
 
@@ -72,8 +81,11 @@ class PeerState:
     observations: int = 0
     observe_number: int = FIRST_NUMBER
     requesting: dict[bytes, ClientExchange] = field(factory=dict)
+    further_tokens: int = 0
     pings: int = 0
     bodies: int = 0
+    streaming: int = 0
+    pacer: Pacer | None = None
     sweep: Timer | None = None
 
     def take_message_id(self, now: float, lifetime: float) -> int:

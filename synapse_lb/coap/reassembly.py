@@ -35,7 +35,7 @@ from synapse_lb.coap.peers import PeerState
 
 
 @define(eq=False, kw_only=True)
-class _Upload(Body):
+class Upload(Body):
     """A request body that is not whole yet, with the options of its first block."""
 
     options: Options
@@ -58,15 +58,15 @@ class Reassembly:
             bytes_total=limits.max_reassembly_bytes_total,
             lifetime=limits.reassembly_lifetime,
         )
-        self._store: BodyStore[_Upload] = BodyStore(core, bounds, self._evicted, self._expired)
+        self.store: BodyStore[Upload] = BodyStore(core, bounds, self._evicted, self._expired)
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self.store)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all bodies."""
-        return self._store.total_bytes
+        return self.store.total_bytes
 
     def take(
         self, state: PeerState, key: BlockKey, block: Block, options: Options, payload: bytes, now: float
@@ -92,49 +92,49 @@ class Reassembly:
             raise BlockwiseError(
                 f"a block of {len(payload)} bytes in a size of {block.size}", Code.BAD_REQUEST
             )
-        upload = self._store.get(state, key)
+        upload = self.store.get(state, key)
         self._check_size(upload, block, options, payload)
         if block.number == 0:
             if not block.more:
                 self._drop(upload)
                 return options, payload
-            upload = _Upload(peer=state, key=key, options=options)
-            self._store.add(upload, now)
+            upload = Upload(peer=state, key=key, options=options)
+            self.store.add(upload, now)
         if upload is None or block.offset > len(upload.data):
             raise BlockwiseError(f"blocks are missing before number {block.number}")
         if block.offset < len(upload.data):
             self._check_repeated(upload, block, payload)
             return None
         upload.data += payload
-        self._store.grow(upload, len(payload), now)
+        self.store.grow(upload, len(payload), now)
         if block.more:
-            self._store.touch(upload, now)
+            self.store.touch(upload, now)
             return None
-        self._store.discard(upload)
+        self.store.discard(upload)
         return upload.options, bytes(upload.data)
 
     def discard_all(self, state: PeerState) -> None:
         """Forget all bodies of a peer."""
-        self._store.discard_all(state)
+        self.store.discard_all(state)
 
-    def _check_size(self, upload: _Upload | None, block: Block, options: Options, payload: bytes) -> None:
+    def _check_size(self, upload: Upload | None, block: Block, options: Options, payload: bytes) -> None:
         limit = self._limits.max_request_body
         announced = options.get_uint(OptionNumber.SIZE1) or 0
         if block.offset + len(payload) > limit or announced > limit:
             self._drop(upload)
             raise BodyTooLarge(limit)
 
-    def _check_repeated(self, upload: _Upload, block: Block, payload: bytes) -> None:
+    def _check_repeated(self, upload: Upload, block: Block, payload: bytes) -> None:
         """Allow a block that was taken before, if nothing has changed and it is not the last one."""
         if not block.more or upload.data[block.offset : block.offset + len(payload)] != payload:
             self._drop(upload)
             raise BlockwiseError(f"block {block.number} was received before, with other content")
 
-    def _drop(self, upload: _Upload | None) -> None:
+    def _drop(self, upload: Upload | None) -> None:
         if upload is not None:
-            self._store.discard(upload)
+            self.store.discard(upload)
 
-    def _evicted(self, _upload: _Upload, _now: float) -> None:
+    def _evicted(self, _upload: Upload, _now: float) -> None:
         self._counters.reassembly_evictions += 1
 
     def _expired(self) -> None:

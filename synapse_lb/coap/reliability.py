@@ -50,7 +50,7 @@ class Transmission:
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
         patience: Seconds for which the peer may hold the ACK back; 0 if it may not.
-        yielding: Whether it has left its place among the NSTART to others.
+        yielding: Whether it does not, or no longer, count for NSTART.
         measurable: Whether the time of its ACK tells something of the way to the peer.
         timer: When the next copy is due; None while it is queued.
     """
@@ -88,6 +88,7 @@ class ReliabilityLayer:
         now: float,
         *,
         allowance: float = 0.0,
+        windowed: bool = False,
         patience: float = 0.0,
     ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
@@ -98,6 +99,7 @@ class ReliabilityLayer:
             on_outcome: Told how it ended.
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
+            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7).
             patience: Seconds for which it may hold the ACK back, because it works on the message. So long the ACK
                 is waited for, also after the last copy.
 
@@ -105,10 +107,14 @@ class ReliabilityLayer:
             MessageError: The message has no wire form.
             OptionError: One of its options has none.
         """
-        transmission = Transmission(state, message, message.encode(), on_outcome, allowance)
-        transmission.patience = patience
-        state.queue.append(transmission)
-        self._start_queued(state, now)
+        transmission = Transmission(
+            state, message, message.encode(), on_outcome, allowance, yielding=windowed, patience=patience
+        )
+        if windowed:
+            self._start(transmission, now)
+        else:
+            state.queue.append(transmission)
+            self._start_queued(state, now)
         return transmission
 
     def pause(self, transmission: Transmission, now: float) -> None:

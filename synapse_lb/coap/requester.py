@@ -33,6 +33,8 @@ from synapse_lb.coap.observations import Arrival, Observation, Observations
 from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
 from synapse_lb.coap.options import encode_uint, strip_unrecognized_elective, unrecognized_critical
 from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS
+from synapse_lb.coap.qblock_client import QBlockClient
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.transfer import Transfer
 
@@ -51,7 +53,10 @@ class Requester:
         self._counters = core.counters
         self._reliability = reliability
         self._understood = frozenset(understood)
-        self.observations = Observations(core, self._fetch, self._end, self._fail)
+        if core.tuning.q_block:
+            self._understood |= Q_BLOCK_OPTIONS
+        self._q_block = QBlockClient(core, reliability, self)
+        self.observations = Observations(core, self._fetch, self._end, self.fail)
 
     # --- the application asks ---
 
@@ -83,17 +88,18 @@ class Requester:
             raise NotObserved(replacing)
         if previous is None:
             self._admit(state)
-        exchange = self._prepare(state, request, previous)
+        exchange = self._prepare(state, request, previous, now)
         if previous is not None:
             self._end(previous, now)
         self._begin(exchange, now)
         return exchange.id
 
     def _prepare(
-        self, state: PeerState, request: CoapRequest, previous: ClientExchange | None
+        self, state: PeerState, request: CoapRequest, previous: ClientExchange | None, now: float
     ) -> ClientExchange:
         """Make an exchange of a request, which may go on with the token of a previous one."""
         limits = self._core.limits
+        q_block = self._q_block.offers(state, request, now)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
         rivals = [other for other in state.requesting.values() if other.key == key and other is not previous]
         transfer = Transfer(
@@ -102,6 +108,8 @@ class Requester:
             max_message_size=state.settings.max_message_size,
             max_response_body=limits.max_response_body,
             request_tag=_free_tag(rivals),
+            q_block_tag=self._q_block.next_tag() if q_block and request.payload else None,
+            q_block=q_block,
         )
         observe = wanted(request.code, request.options)
         exchange = ClientExchange(
@@ -123,7 +131,7 @@ class Requester:
         assert exchange.transfer is not None  # only pings have none
         self._core.exchanges[exchange.id] = exchange
         self._counters.requests_sent += 1
-        self._send_next(exchange, exchange.transfer, now)
+        self.send_next(exchange, exchange.transfer, now)
 
     def _registration(self, exchange: int) -> ClientExchange | None:
         """Return an open exchange that is a registration of ours, or None."""
@@ -147,7 +155,7 @@ class Requester:
             return None
         request = found.transfer.request
         options = request.options.replacing(OptionNumber.OBSERVE, encode_uint(DEREGISTER))
-        following = self._prepare(found.peer, evolve(request, options=options), found)
+        following = self._prepare(found.peer, evolve(request, options=options), found, now)
         following.id = found.id
         self._end(found, now)
         self._begin(following, now)
@@ -188,15 +196,22 @@ class Requester:
         """Fail everything of a peer that has gone."""
         for exchange in list(self._core.exchanges.values()):
             if isinstance(exchange, ClientExchange) and exchange.peer is state and not exchange.ended:
-                self._fail(exchange, PeerGone("the association has ended"), now)
+                self.fail(exchange, PeerGone("the association has ended"), now)
 
     def _admit(self, state: PeerState) -> None:
-        if len(state.requesting) + state.pings >= self._core.limits.max_exchanges_per_peer:
+        if (
+            len(state.requesting) - state.further_tokens + state.pings
+            >= self._core.limits.max_exchanges_per_peer
+        ):
             raise TooManyExchanges("too many requests to the peer are open")
 
-    def _send_next(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
+    def send_next(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
         """Send the message that the transfer has ready, under a new token."""
         state, tuning = exchange.peer, self._core.tuning
+        exchange.started = now
+        if transfer.q_block and transfer.uploads_blocks:
+            self._q_block.upload(exchange, transfer, now)
+            return
         options, payload = transfer.next_message()
         self._counters.blocks_sent += transfer.uploads_blocks
         own, last = exchange.own_token, not transfer.answered_at_once
@@ -227,7 +242,7 @@ class Requester:
         self._core.later(
             exchange,
             self._core.tuning.response_timeout,
-            lambda now: self._fail(exchange, RequestTimedOut("no response in time"), now),
+            lambda now: self.fail(exchange, RequestTimedOut("no response in time"), now),
             now,
         )
 
@@ -237,11 +252,11 @@ class Requester:
         def on_outcome(outcome: Outcome, message: Message | None, now: float) -> None:
             exchange.transmission = None
             if outcome is Outcome.RESET:
-                self._fail(exchange, RequestReset("the peer rejected the request"), now)
+                self.fail(exchange, RequestReset("the peer rejected the request"), now)
             elif message is None:
-                self._fail(exchange, RequestTimedOut("no acknowledgement"), now)
+                self.fail(exchange, RequestTimedOut("no acknowledgement"), now)
             elif message.code != Code.EMPTY:
-                self._take(exchange, message, now)
+                self.take(exchange, message, now)
             elif exchange.state is not State.OBSERVING:
                 exchange.advance(Step.ACKNOWLEDGED)
                 self._await_response(exchange, now)
@@ -251,7 +266,7 @@ class Requester:
     def _on_pong(self, exchange: ClientExchange) -> OnOutcome:
         def on_outcome(outcome: Outcome, _message: Message | None, now: float) -> None:
             if outcome is Outcome.TIMED_OUT:
-                self._fail(exchange, RequestTimedOut("no answer to the ping"), now)
+                self.fail(exchange, RequestTimedOut("no answer to the ping"), now)
                 return
             # A Reset is the answer; an ACK, which some peers send, shows that it is there as well.
             self._end(exchange, now)
@@ -288,7 +303,7 @@ class Requester:
                 if not notifies:
                     reply = self._core.send(state.peer, Message(Type.ACK, 0, message.message_id))
                     state.dedup.settle(seen, reply)
-        self._take(exchange, message, now, seen)
+        self.take(exchange, message, now, seen)
 
     def reject(self, peer: object, message: Message) -> None:
         """Reject a response that belongs to nothing here (RFC 7252 section 4.2); a Non-confirmable one, and
@@ -297,8 +312,15 @@ class Requester:
         if message.type is Type.CON:
             self._core.send_reset(peer, message.message_id)
 
-    def _take(self, exchange: ClientExchange, message: Message, now: float, seen: Seen | None = None) -> None:
-        """Take a response to the current message of an exchange; `seen` is its entry among those received."""
+    def take(self, exchange: ClientExchange, message: Message, now: float, seen: Seen | None = None) -> None:
+        """Take a response to the current message of an exchange, or to one of its blocks.
+
+        Args:
+            exchange: Whose token it has.
+            message: The response.
+            now: Monotonic seconds.
+            seen: Its entry among the messages received, if it is Confirmable.
+        """
         transfer = exchange.transfer
         assert transfer is not None  # only pings have none, and those are not found by a token
         restarts = transfer.restarts
@@ -310,24 +332,24 @@ class Requester:
                 arrival = Arrival(_sane(message), seen)
                 self.observations.receive(exchange, exchange.observation, arrival, now)
                 return
+            if transfer.q_block and self._q_block.take(exchange, transfer, _sane(message), now):
+                return
             self._counters.blocks_received += OptionNumber.BLOCK2 in message.options
             response = transfer.feed(_sane(message))
         except RemoteError as error:
-            self._fail(exchange, error, now)
+            self.fail(exchange, error, now)
             return
         self._counters.transfers_restarted += transfer.restarts - restarts
         if response is not None and exchange.fetches_for is not None:
             self._fetched(exchange, exchange.fetches_for, response, now)
             return
         if response is not None:
-            self._end(exchange, now)
-            self._counters.responses_received += 1
-            self._core.emit(ResponseReceived(exchange.peer.peer, exchange.id, response))
+            self.deliver(exchange, response, now)
             return
         exchange.advance(Step.BLOCK_DONE)
         self._core.timers.cancel(exchange.timer)
         del exchange.peer.requesting[exchange.token]
-        self._send_next(exchange, transfer, now)
+        self.send_next(exchange, transfer, now)
 
     # --- the further blocks of a notification ---
 
@@ -342,14 +364,14 @@ class Requester:
         )
         self._core.exchanges[fetch.id] = fetch
         assert fetch.transfer is not None
-        self._send_next(fetch, fetch.transfer, now)
+        self.send_next(fetch, fetch.transfer, now)
         return fetch
 
     def _fetched(
         self, fetch: ClientExchange, registration: ClientExchange, response: CoapResponse, now: float
     ) -> None:
         if not is_success(response.code):
-            self._fail(fetch, UnexpectedResponse(response.code, "no block, but one was asked for"), now)
+            self.fail(fetch, UnexpectedResponse(response.code, "no block, but one was asked for"), now)
             return
         self._end(fetch, now)
         if registration.observation is not None:
@@ -357,7 +379,19 @@ class Requester:
 
     # --- the end ---
 
-    def _fail(self, exchange: ClientExchange, error: CoapError, now: float) -> None:
+    def complete(self, exchange: ClientExchange, message: Message, body: bytes, now: float) -> None:
+        """End an exchange with its response: its first message, and the whole body."""
+        self.deliver(exchange, Transfer.response_of(message, body), now)
+
+    def deliver(self, exchange: ClientExchange, response: CoapResponse, now: float) -> None:
+        """End an exchange with its response."""
+        self._q_block.settled(exchange, response)
+        self._end(exchange, now)
+        self._counters.responses_received += 1
+        self._core.emit(ResponseReceived(exchange.peer.peer, exchange.id, response))
+
+    def fail(self, exchange: ClientExchange, error: CoapError, now: float) -> None:
+        """End an exchange without a response."""
         self._end(exchange, now, reject=True)
         registration = exchange.fetches_for
         if registration is not None:
@@ -375,6 +409,7 @@ class Requester:
         exchange.advance(Step.END)
         self._reliability.stop(exchange.transmission, now)
         exchange.transmission = None
+        self._q_block.close(exchange, now)
         state = exchange.peer
         if was_ping:
             state.pings -= 1

@@ -75,6 +75,8 @@ from synapse_lb.coap.options import (
     unrecognized_critical,
 )
 from synapse_lb.coap.peers import PeerState
+from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS, QBlocks
+from synapse_lb.coap.qblock_server import QBlockServer
 from synapse_lb.coap.reassembly import Reassembly
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.snapshots import FirstMessage, Snapshots
@@ -122,6 +124,12 @@ class Responder:
         self._scope = scope
         self.reassembly = Reassembly(core)
         self.snapshots = Snapshots(core)
+        self._q_block: QBlockServer | None = None
+        if core.tuning.q_block:
+            self._understood |= Q_BLOCK_OPTIONS
+            self._q_block = QBlockServer(
+                core, reliability, self.snapshots, self.reassembly, self._sticky, self._reply
+            )
         self.notifications = Notifications(core, reliability, self.snapshots, self._end)
 
     # --- a request comes in ---
@@ -159,6 +167,13 @@ class Responder:
         block1 = read_block(options, OptionNumber.BLOCK1)
         block2 = read_block(options, OptionNumber.BLOCK2)
         key = download_key(scope, message.code, options, self._sticky)
+        q_blocks = QBlocks.read(options)
+        if q_blocks is not None and self._q_block is not None:
+            body = self._q_block.take(state, message, seen, q_blocks, scope, options, now)
+            if body is not None:
+                request = CoapRequest(message.code, *body)
+                self._open(state, message, seen, key, options, None, request, now)
+            return
         if block1 is None and block2 is not None and block2.number > 0:
             self._counters.blocks_received += 1
             self._serve_block(state, message, seen, key, block2, now)
@@ -191,7 +206,10 @@ class Responder:
     ) -> None:
         """Make an exchange of a whole request and hand it to the application."""
         request, registers = self._admit(state, request)
-        block2 = read_block(options, OptionNumber.BLOCK2)
+        q_blocks = QBlocks.read(options)
+        # Notifications go in Block2: their further blocks are fetched one by one, as the peer processes them.
+        q_block = None if q_blocks is None or registers else q_blocks.opening
+        block2 = read_block(options, OptionNumber.BLOCK2) or (None if q_blocks is None else q_blocks.opening)
         exchange = ServerExchange(
             id=self._core.next_exchange(),
             peer=state,
@@ -201,6 +219,7 @@ class Responder:
             seen=seen,
             key=key,
             block1=block1,
+            q_block=q_block,
             szx=None if block2 is None else block2.szx,
             wants_size=OptionNumber.SIZE2 in options,
             no_response=options.get_uint(OptionNumber.NO_RESPONSE) or 0,
@@ -371,6 +390,8 @@ class Responder:
             self._counters.blocks_sent += 1
         self._counters.responses_sent += 1
         self._send_response(found, first, now)
+        if self._q_block is not None:
+            self._q_block.follow(found, now)
         return found.peer
 
     def notify(self, exchange: int, response: CoapResponse, now: float) -> PeerState:
@@ -441,6 +462,8 @@ class Responder:
                 self._cancel(exchange, CancelReason.PEER_GONE, now)
         self.reassembly.discard_all(state)
         self.snapshots.discard_all(state)
+        if self._q_block is not None:
+            self._q_block.drop(state)
 
     def _cancel(self, exchange: ServerExchange, reason: CancelReason, now: float) -> None:
         self._end(exchange, now)

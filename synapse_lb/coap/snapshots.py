@@ -22,7 +22,7 @@ Matrix /sync are not idempotent. Blocks may be asked for in any order and in any
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 
 from attrs import define, frozen
@@ -35,7 +35,7 @@ from synapse_lb.coap.errors import BlockwiseError
 from synapse_lb.coap.events import CoapResponse
 from synapse_lb.coap.exchange import ServerExchange
 from synapse_lb.coap.numbers import Code, OptionNumber
-from synapse_lb.coap.options import NO_OPTIONS, Options
+from synapse_lb.coap.options import NO_OPTIONS, Options, encode_uint
 from synapse_lb.coap.peers import PeerState
 
 ETAG_LENGTH = 4
@@ -48,6 +48,23 @@ def etag_of(payload: bytes) -> bytes:
     return blake2b(payload, digest_size=ETAG_LENGTH).digest()
 
 
+@define(eq=False)
+class ConfirmableStream:
+    """Blocks that leave in Confirmable messages, each when one before it was acknowledged (RFC 9177).
+
+    Attributes:
+        token: Of the request for them.
+        szx: Size exponent of the blocks.
+        numbers: Those to come.
+        under_way: Messages that are not acknowledged.
+    """
+
+    token: bytes
+    szx: int
+    numbers: Iterator[int]
+    under_way: int = 0
+
+
 @define(eq=False, kw_only=True)
 class Snapshot(Body):
     """A response body that its client is fetching.
@@ -57,6 +74,8 @@ class Snapshot(Body):
         options: Of the response, with an ETag; repeated with each block.
         payload: The whole body.
         max_szx: Size exponent of the largest block that fits in a message beside the options.
+        pushed: Whether its first set left without being asked for block by block (RFC 9177).
+        stream: Its blocks that leave in Confirmable messages, one after the other (RFC 9177).
         on_served: Called with each further block that is sent, and the time, by whom it is pinned.
         on_lost: Called with the time if it has to go though it is pinned.
     """
@@ -65,6 +84,8 @@ class Snapshot(Body):
     options: Options
     payload: bytes
     max_szx: int
+    pushed: bool = False
+    stream: ConfirmableStream | None = None
     on_served: Callable[[Block, float], None] | None = None
     on_lost: Callable[[float], None] | None = None
 
@@ -180,12 +201,16 @@ class Snapshots:
             etag = etag_of(response.payload)
             options = options.with_option(OptionNumber.ETAG, etag)
             first = first.with_option(OptionNumber.ETAG, etag)
-        fitting = fitting_szx(response.code, first, OptionNumber.BLOCK2, size)
+        number = OptionNumber.BLOCK2
+        if exchange.q_block is not None:
+            number = OptionNumber.Q_BLOCK2
+            first = first.replacing(OptionNumber.SIZE2, encode_uint(length))
+        fitting = fitting_szx(response.code, first, number, size)
         if fitting is None or not self.accepts(length, min(szx, fitting)):
             return None
         snapshot = self._make(exchange, CoapResponse(response.code, options, response.payload), fitting)
         block, payload = snapshot.cut(0, szx)
-        first = first.with_option(OptionNumber.BLOCK2, block.encode())
+        first = first.with_option(number, block.encode())
         return FirstMessage(response.code, first, payload, snapshot)
 
     @staticmethod
@@ -223,9 +248,25 @@ class Snapshots:
             raise BlockwiseError("the body is not kept any more")
         return snapshot
 
-    def served(self, snapshot: Snapshot, block: Block, now: float) -> None:
-        """Note that a block was sent; after the last one the body is kept for a short while only."""
-        self._store.touch(snapshot, now, None if block.more else self._grace)
+    def get(self, state: PeerState, key: BlockKey) -> Snapshot | None:
+        """Return a body, or None."""
+        return self._store.get(state, key)
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether a body is still kept."""
+        return self._store.get(snapshot.peer, snapshot.key) is snapshot
+
+    def served(self, snapshot: Snapshot, block: Block, now: float, grace: float | None = None) -> None:
+        """Note that a block was sent; after the last one the body is kept for a short while only.
+
+        Args:
+            snapshot: The body.
+            block: Of it.
+            now: Monotonic seconds.
+            grace: Seconds for which it is kept after the last block, if not those of Block2.
+        """
+        grace = self._grace if grace is None else min(grace, self._limits.snapshot_lifetime)
+        self._store.touch(snapshot, now, None if block.more else grace)
         if snapshot.on_served is not None:
             snapshot.on_served(block, now)
 

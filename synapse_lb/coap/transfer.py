@@ -65,6 +65,8 @@ class Transfer:
         max_response_body: Bytes of the largest response body that is accepted.
         request_tag: Keeps its blocks apart from those of a like request that is under way (RFC 9175 section
             3.3); None if there is none.
+        q_block_tag: The same for Q-Block1, which always has one.
+        q_block: Whether the peer is offered Q-Block; the blocks themselves are in `qblock_client` then.
         max_restarts: How often the download may begin anew.
 
     Raises:
@@ -81,38 +83,48 @@ class Transfer:
         max_message_size: int,
         max_response_body: int,
         request_tag: bytes | None = None,
+        q_block_tag: bytes | None = None,
+        q_block: bool = False,
         max_restarts: int = MAX_RESTARTS,
     ) -> None:
         self.request = request
         self.code = request.code
-        self._block_szx = block_szx
         self._max_restarts = max_restarts
         self.request_tag = request_tag
+        self.q_block = q_block
         self._options = request.options.without(*TRANSFER_OPTIONS)
         self._payload = request.payload
         self._max_message_size = max_message_size
         self._max_body = max_response_body
         self._down_limit = min(block_szx, largest_szx(max_message_size - RESPONSE_OVERHEAD) or 0)
         self._restarts = 0
-        self._up_szx = self._choose_upload_size(block_szx)
+        self._block_szx = block_szx
+        self._up_szx = self._choose_upload_size(block_szx, q_block_tag)
         self._begin()
+        if self.q_block and self.uploads_blocks:
+            self.request_tag = q_block_tag
 
     def _begin(self) -> None:
         self._sent = 0
         self._sending = 0
+        self._uploaded = False
         self._downloading = False
         self._down_szx = self._down_limit
         self._body = bytearray()
         self._first: Message | None = None
 
-    def _choose_upload_size(self, block_szx: int) -> int:
-        """Return the size exponent for Block1 (whether or not it will be used)."""
+    def _choose_upload_size(self, block_szx: int, q_block_tag: bytes | None = None) -> int:
+        """Return the size exponent for Block1 or Q-Block1 (whether or not it will be used)."""
         options = self._options.with_uint(OptionNumber.SIZE1, _MAX_SIZE1)
-        if self.request_tag is not None:
-            options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
-        options = options.with_option(OptionNumber.BLOCK2, Block(0, False, 0).encode())
-        room = room_for_payload(self.code, options, OptionNumber.BLOCK1, self._max_message_size)
-        szx = fitting_szx(self.code, options, OptionNumber.BLOCK1, self._max_message_size)
+        tag = self.request_tag if q_block_tag is None else q_block_tag
+        if tag is not None:
+            options = options.with_option(OptionNumber.REQUEST_TAG, tag)
+        down, up = OptionNumber.BLOCK2, OptionNumber.BLOCK1
+        if self.q_block:
+            down, up = OptionNumber.Q_BLOCK2, OptionNumber.Q_BLOCK1
+        options = options.with_option(down, Block(0, True, 0).encode())
+        room = room_for_payload(self.code, options, up, self._max_message_size)
+        szx = fitting_szx(self.code, options, up, self._max_message_size)
         if szx is None:
             if self._payload or room < 0:
                 raise MessageTooLarge(self._max_message_size - room + 16, self._max_message_size)
@@ -125,7 +137,7 @@ class Transfer:
     @property
     def uploads_blocks(self) -> bool:
         """Whether the request body takes several messages and is not up yet."""
-        return not self._downloading and len(self._payload) > 16 << self._up_szx
+        return not (self._downloading or self._uploaded) and len(self._payload) > 16 << self._up_szx
 
     @property
     def answered_at_once(self) -> bool:
@@ -141,8 +153,8 @@ class Transfer:
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
         last = not self.uploads_blocks or not self._current_block().more
-        if last and self._down_limit < MAX_SZX:
-            options = options.with_option(OptionNumber.BLOCK2, Block(0, False, self._down_limit).encode())
+        if last:
+            options = self._with_offer(options)
         if not self.uploads_blocks:
             self._sending = len(self._payload)
             return options, self._payload
@@ -151,6 +163,80 @@ class Transfer:
         if self._sent == 0:
             options = options.with_uint(OptionNumber.SIZE1, len(self._payload))
         return options.with_option(OptionNumber.BLOCK1, self._current_block().encode()), chunk
+
+    def _with_offer(self, options: Options) -> Options:
+        """Add what is wanted of the response: its first block, and of which size."""
+        if self.q_block:
+            return options.with_option(OptionNumber.Q_BLOCK2, Block(0, False, self._down_limit).encode())
+        if self._down_limit < MAX_SZX:
+            return options.with_option(OptionNumber.BLOCK2, Block(0, False, self._down_limit).encode())
+        return options
+
+    # --- for Q-Block ---
+
+    @property
+    def upload_szx(self) -> int:
+        """Size exponent of the blocks of the request body."""
+        return self._up_szx
+
+    @property
+    def payload(self) -> bytes:
+        """The whole request body."""
+        return self._payload
+
+    def q_block_options(self, *, uploading: bool) -> Options:
+        """Return the options that the messages with, or for, Q-Block blocks have in common."""
+        options = self._options
+        if self.request_tag is not None:
+            options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
+        if not uploading:
+            # Blocks are asked for as they are: no 2.03 in their place, and no observation of them (4.4, 4.5).
+            return options.without(OptionNumber.ETAG, OptionNumber.OBSERVE)
+        return self._with_offer(options.with_uint(OptionNumber.SIZE1, len(self._payload)))
+
+    def uploaded(self) -> None:
+        """Note that the request body has come through by Q-Block1, or that the peer does not want it."""
+        self._uploaded = True
+
+    def fall_back(self) -> None:
+        """Do without Q-Block, from the beginning.
+
+        Raises:
+            MessageTooLarge: It does not fit any more.
+        """
+        self.q_block = False
+        self._up_szx = self._choose_upload_size(self._block_szx)
+        self._begin()
+
+    def fits(self, size: int) -> None:
+        """Check a size of a response body that the peer has announced.
+
+        Raises:
+            BodyTooLarge: It is over its limit.
+        """
+        if size > self._max_body:
+            raise BodyTooLarge(self._max_body)
+
+    def instead_of_block(self, message: Message) -> CoapResponse:
+        """Return the response that came where a further block was asked for.
+
+        Raises:
+            BlockwiseError: The peer does not keep the body any more.
+            BodyTooLarge: The response body is over its limit.
+            UnexpectedResponse: The response makes no sense here.
+        """
+        self._downloading = True
+        return self._without_blocks(message)
+
+    def restart(self) -> None:
+        """Begin anew, since the representation has changed (RFC 7959 section 2.4).
+
+        Raises:
+            BlockwiseError: It must not be requested once more, or that did not help.
+        """
+        self._restart()
+
+    # --- Block1 and Block2 ---
 
     def _next_download(self) -> tuple[Options, bytes]:
         number = len(self._body) >> (self._down_szx + 4)
@@ -175,7 +261,7 @@ class Transfer:
             BodyTooLarge: The response body is over its limit.
             UnexpectedResponse: The response makes no sense here.
         """
-        if not self._downloading and self._goes_on_uploading(message):
+        if not (self._downloading or self._uploaded) and self._goes_on_uploading(message):
             return None
         return self._download(message)
 
@@ -275,7 +361,7 @@ class Transfer:
         if len(self._body) > self._max_body:
             raise BodyTooLarge(self._max_body)
         if not block2.more:
-            return self._response(self._first, bytes(self._body))
+            return self.response_of(self._first, bytes(self._body))
         self._downloading = True
         self._down_szx = min(self._down_szx, block2.szx)
         if len(self._body) >> (self._down_szx + 4) > MAX_BLOCK_NUMBER:
@@ -290,7 +376,7 @@ class Transfer:
                 raise UnexpectedResponse(message.code, "no block, but one was asked for")
         if len(message.payload) > self._max_body:
             raise BodyTooLarge(self._max_body)
-        return self._response(message, message.payload)
+        return self.response_of(message, message.payload)
 
     def _changed(self, message: Message, first: Message) -> bool:
         """Whether the block is of another representation than the first (RFC 7959 section 2.4)."""
@@ -311,6 +397,13 @@ class Transfer:
         return self._restarts
 
     @staticmethod
-    def _response(message: Message, payload: bytes) -> CoapResponse:
-        options = message.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
+    def response_of(message: Message, payload: bytes) -> CoapResponse:
+        """Return a response without the options of the transfer."""
+        options = message.options.without(
+            OptionNumber.BLOCK1,
+            OptionNumber.BLOCK2,
+            OptionNumber.Q_BLOCK1,
+            OptionNumber.Q_BLOCK2,
+            OptionNumber.SIZE2,
+        )
         return CoapResponse(message.code, options, payload)

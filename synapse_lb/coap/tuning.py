@@ -95,9 +95,33 @@ class Tuning:
     max_rto: float = field(default=60.0, validator=_number(0, above=True))
     """s: the greatest adaptive timeout; 60 (RFC 6298 2.5)."""
 
+    q_block: bool = field(default=False, validator=_boolean)
+    """Whether Q-Block1 and Q-Block2 are understood, in both roles; false (RFC 9177)."""
+
+    max_payloads: int = field(default=10, validator=_integer(1, 1024))
+    """MAX_PAYLOADS: blocks of a set, and the most that one request for blocks yields; 10 (RFC 9177 7.2)."""
+
+    non_timeout: float = field(default=2.0, validator=_number(0, above=True))
+    """NON_TIMEOUT, s: the least pause after a set that nobody acknowledged; 2 (RFC 9177 7.2)."""
+
+    non_receive_timeout: float = field(default=4.0, validator=_number(0, above=True))
+    """NON_RECEIVE_TIMEOUT, s: the wait before missing blocks are asked for, until a round trip was measured;
+    at least one second more than NON_TIMEOUT; 4 (RFC 9177 7.2)."""
+
+    non_max_retransmit: int = field(default=4, validator=_integer(0, 20))
+    """NON_MAX_RETRANSMIT: how often missing blocks are asked for in vain; 4 (RFC 9177 7.2)."""
+
+    probing_rate: float = field(default=1.0, validator=_number(0, above=True))
+    """PROBING_RATE, B/s: the average rate towards a peer that does not answer; 1 (RFC 7252 4.8)."""
+
     def __attrs_post_init__(self) -> None:
         if self.max_rto < self.min_rto:
             raise ValueError(f"max_rto must be at least min_rto ({self.min_rto}), not {self.max_rto!r}")
+        if self.non_receive_timeout < self.non_timeout + 1:
+            raise ValueError(
+                f"non_receive_timeout must be at least non_timeout + 1 ({self.non_timeout + 1}), "
+                f"not {self.non_receive_timeout!r}"
+            )
 
     @property
     def max_transmit_span(self) -> float:
@@ -128,6 +152,18 @@ class Tuning:
     def non_lifetime(self) -> float:
         """NON_LIFETIME, s: the same of a Non-confirmable; 145 by default (RFC 7252 4.8.2)."""
         return self.max_transmit_span + self.max_latency
+
+    @property
+    def non_partial_timeout(self) -> float:
+        """NON_PARTIAL_TIMEOUT, s: how long a body with gaps is kept; 247 by default (RFC 9177 7.2)."""
+        span = self.non_timeout * ((1 << self.non_max_retransmit) - 1) * self.ack_random_factor
+        return span + 2 * self.max_latency + self.non_timeout
+
+    @property
+    def non_probing_wait(self) -> float:
+        """NON_PROBING_WAIT, s: the longest pause that PROBING_RATE makes between two bodies to a peer that does
+        not answer; 247 by default (RFC 9177 7.2)."""
+        return self.non_partial_timeout
 
 
 _KIB = 1024
@@ -194,6 +230,15 @@ class Limits:
 
     snapshot_lifetime: float = field(default=247.0, validator=_number(0, above=True))
     """s: a response body of which no block is asked for is let go; EXCHANGE_LIFETIME's 247 (RFC 7252 4.8.2)."""
+
+    q_block_window: int = field(default=256, validator=_integer(1, 65536))
+    """Blocks of one Q-Block transfer that a client has under way at most; 256 (RFC 9177 7)."""
+
+    q_blocks_queued_per_peer: int = field(default=64, validator=_integer(1))
+    """Q-Block2 blocks of one peer that wait to be sent; further ones are dropped and asked for again; 64."""
+
+    q_blocks_queued_total: int = field(default=65536, validator=_integer(1))
+    """Q-Block2 blocks of all peers that wait to be sent; 65536."""
 
     def __attrs_post_init__(self) -> None:
         for lesser, greater in (

@@ -31,6 +31,9 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_associations": _any_integer,
     "max_half_open": _any_integer,
     "handshake_timeout": values.seconds,
+    "move_trials_per_datagram": _any_integer,
+    "move_trials_per_source": _any_integer,
+    "move_trials_per_second": _any_integer,
 }
 _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_request_body": values.size,
@@ -58,6 +61,7 @@ _TUNING_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "adaptive_rto": values.boolean,
     "min_rto": values.seconds,
     "max_rto": values.seconds,
+    "q_block": values.boolean,
 }
 _LISTENER_KEYS: Final = (
     "type",
@@ -242,7 +246,7 @@ def _limits(section: Section, dtls: ServerOptions) -> tuple[ServerOptions, Limit
 
 def _tuning(section: Section) -> Tuning:
     inner = Section(section.take("tuning", _as_it_is, {}), (*section.path, "tuning"))
-    tuning = values.fill(inner, Tuning(), _TUNING_FIELDS)
+    tuning = values.fill(inner, Tuning(q_block=True), _TUNING_FIELDS)
     inner.end(_TUNING_FIELDS)
     return tuning
 

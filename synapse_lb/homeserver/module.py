@@ -148,8 +148,12 @@ def versions_content(listener: LowBandwidthListenerConfig) -> dict[str, int]:
         "cbor_enum_version": KEY_VERSION_1,
         "coap_enum_version": PATH_CODES_VERSION,
     }
-    # Its absence says that there is no OBSERVE.
-    return {**content, "observe": 1} if listener.observe else content
+    # The absence of these says that there is no OBSERVE, and no Q-Block.
+    if listener.observe:
+        content["observe"] = 1
+    if listener.tuning.q_block:
+        content["q_block"] = 1
+    return content
 
 
 def _of_ours(listeners: Any) -> list[LowBandwidthListenerConfig]:

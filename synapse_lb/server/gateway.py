@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from synapse_lb.coap.endpoint import Endpoint
-from synapse_lb.coap.errors import ExchangeUnknown, MessageTooLarge
+from synapse_lb.coap.errors import ExchangeUnknown, MessageTooLarge, TooManyExchanges
 from synapse_lb.coap.events import (
     CancelReason,
     CoapRequest,
@@ -35,7 +35,9 @@ from synapse_lb.coap.events import (
     NotificationFailed,
     NotificationFailure,
     Peer,
+    PongReceived,
     RequestCancelled,
+    RequestFailed,
     RequestReceived,
     ResponseUndelivered,
 )
@@ -73,6 +75,9 @@ class SecurePort(Protocol):
     def peer_address(self, association_id: int) -> Address:
         """The address that the association is at now."""
 
+    def confirm_address(self, association_id: int) -> None:
+        """The association has answered what was sent to its present address."""
+
     def max_message_size(self, association_id: int) -> int:
         """Bytes that fit into one message."""
 
@@ -99,6 +104,8 @@ class GatewayCounters:
     """Responses that the client rejected or never acknowledged."""
     failures: int = 0
     """Requests that ended in an error of this program."""
+    moved: int = 0
+    """Changes of an association's address."""
     response_bytes: int = 0
     """Bytes of all response bodies."""
 
@@ -107,6 +114,10 @@ class GatewayCounters:
 class _Association:
     address: Address
     sticky: StickyState = field(factory=StickyState)
+    unproven: bool = False
+    """It has moved and has not yet answered at its new address."""
+    ping: int | None = None
+    """The exchange of the ping that it has to answer."""
 
 
 @define
@@ -123,7 +134,7 @@ class Gateway:
         dispatcher: serves the requests.
         clock: the reactor.
         random: for message ids, tokens and jitter.
-        tuning: transmission parameters of the endpoint.
+        tuning: transmission parameters of the endpoint; None serves Q-Block (RFC 9177) beside the defaults.
         limits: bounds of the endpoint.
         news: tells when an observer may have to be notified; None serves registrations as plain requests.
         observe: bounds of what is observed.
@@ -150,7 +161,7 @@ class Gateway:
         self.counters = GatewayCounters()
         self.endpoint = Endpoint(
             random=random,
-            tuning=tuning if tuning is not None else Tuning(),
+            tuning=tuning if tuning is not None else Tuning(q_block=True),
             limits=limits if limits is not None else Limits(),
             understood=(KEY_VERSION,),
             scope=self._scope,
@@ -211,13 +222,26 @@ class Gateway:
     def message_received(self, association_id: int, data: bytes) -> None:
         """A client has sent a message."""
         self._parted = None
+        association = self._associations.get(association_id)
+        if association is not None and association.unproven and association.ping is None:
+            self._ping(association_id, association)
         self._driver.receive(association_id, data)
 
     def association_moved(self, association_id: int) -> None:
-        """A client has changed its address."""
+        """A client has changed its address.
+
+        Its record could be a copy that somebody sent from an address of his choice, so it is asked to answer a
+        CoAP ping there (RFC 9146 section 6): the DTLS port sends little to the address until it has.
+        """
         association = self._associations.get(association_id)
-        if association is not None:
-            association.address = _plain(self._attached().peer_address(association_id))
+        if association is None:
+            return
+        self.counters.moved += 1
+        association.address = _plain(self._attached().peer_address(association_id))
+        association.unproven = True
+        if association.ping is not None:  # its answer would tell of another address
+            self.endpoint.cancel(association.ping, self._driver.now())
+        self._ping(association_id, association)
 
     def association_lost(self, association_id: int, reason: AssociationLost) -> None:
         """A client has gone: what it asked for is cancelled and what it left behind forgotten."""
@@ -240,6 +264,25 @@ class Gateway:
                 self._give_up(event.peer)
         elif isinstance(event, ResponseUndelivered):
             self.counters.undelivered += 1
+        elif isinstance(event, PongReceived | RequestFailed):
+            self._ping_ended(event)
+
+    def _ping(self, association_id: int, association: _Association) -> None:
+        try:
+            association.ping = self.endpoint.ping(association_id, self._driver.now())
+        except TooManyExchanges:
+            association.ping = None  # the next message tries again
+        self._driver.flush()
+
+    def _ping_ended(self, event: PongReceived | RequestFailed) -> None:
+        assert isinstance(event.peer, int)
+        association = self._associations.get(event.peer)
+        if association is None or association.ping != event.exchange:
+            return
+        association.ping = None
+        if isinstance(event, PongReceived):
+            association.unproven = False
+            self._attached().confirm_address(event.peer)
 
     def _send(self, peer: Peer, data: bytes) -> None:
         assert isinstance(peer, int)

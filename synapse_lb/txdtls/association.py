@@ -21,6 +21,7 @@ from synapse_lb.txdtls.errors import (
     ProtocolFailure,
     describe_openssl_error,
 )
+from synapse_lb.txdtls.recordkeys import RecordKeys
 
 _READ_SIZE = 16384
 _BIO_CHUNK = 65536
@@ -59,6 +60,14 @@ class Association:
         received: message_seq of the ClientHello that a listener has taken already, -1 if there was none.
         shift: Added to the sequence numbers of unencrypted records, see `records.shift_unencrypted`.
         join_application: See `records.pack_records`.
+
+    Attributes:
+        established: Whether the handshake is complete.
+        newest: The highest sequence number of the peer's application records that were authentic. Where it is
+            not certain which of a datagram's records were, it stays at what is certain. -1 before the handshake
+            is complete.
+        resumed: Whether the handshake resumed a session.
+        rtt: Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
     """
 
     __slots__ = (
@@ -69,9 +78,11 @@ class Association:
         "_mtu",
         "_overhead",
         "_peer_message_sequence",
+        "_record_keys",
         "_sent_message_sequence",
         "_shift",
         "established",
+        "newest",
         "resumed",
         "rtt",
     )
@@ -94,7 +105,9 @@ class Association:
         self._flight_sent_at: float | None = None
         self._peer_message_sequence = received
         self._sent_message_sequence = -1
+        self._record_keys: RecordKeys | None = None
         self.established = False
+        self.newest = -1
         self.resumed = False
         self.rtt: float | None = None
 
@@ -145,7 +158,25 @@ class Association:
         self.connection.bio_write(data)
         progress = self._run(datagram)
         progress.discarded += short
+        if progress.established:
+            self.newest = len(
+                progress.messages
+            )  # at least: Finished has number 0, and one record each follows
+        elif progress.messages and not progress.discarded:
+            self.newest = max(self.newest, records.highest_sequence(data))
         return progress
+
+    def opens(self, record: bytes) -> bool:
+        """Whether a record is an authentic one of the client, new or not; the association does not notice.
+
+        Args:
+            record: One whole record of an epoch above 0.
+        """
+        if self._record_keys is None:
+            if self._connection is None or not self.established:
+                return False
+            self._record_keys = RecordKeys.of_client(self._connection)
+        return self._record_keys is not None and self._record_keys.open(record)
 
     def handle_timeout(self) -> Progress:
         """Let OpenSSL retransmit if its own timer has expired."""
@@ -207,6 +238,7 @@ class Association:
     def release(self) -> None:
         """Let go of the connection; a session of a completed handshake stays resumable."""
         connection, self._connection = self._connection, None
+        self._record_keys = None
         if connection is not None and self.established:
             binding.keep_session(connection)
 

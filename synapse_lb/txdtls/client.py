@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The client side: `connect` to a DTLS server (RFC 6347), one socket for each association."""
+"""The client side: `connect` to a DTLS server (RFC 6347), one socket at a time for each association."""
 
 from __future__ import annotations
 
@@ -62,6 +62,19 @@ class ClientAssociation:
             Fires when the socket is closed.
         """
         return self._protocol.end(LocallyClosed("aborted by this side"), notify=False)
+
+    def rebind(self) -> None:
+        """Use a new local socket from now on, because the network has changed; the association stays.
+
+        The server learns of it from the next message. Until then, what it sends goes to the old address and is
+        lost. A message that is on its way from the old address may move the association back there, until the
+        message after it.
+
+        Raises:
+            NetworkUnreachable: There is no such socket; the old one stays in use.
+            AssociationGone: The association is over.
+        """
+        self._protocol.rebind()
 
     @property
     def connected(self) -> bool:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The Twisted protocol under a client association: one socket, one handshake, then messages (RFC 6347)."""
+"""The Twisted protocol under a client association: a socket, one handshake, then messages (RFC 6347).
+
+The association may change its socket, when the network has changed (`ClientProtocol.rebind`): it stays what it is,
+and the server finds out from the next record that it has moved.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.error import MessageLengthError
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError, MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,7 +33,7 @@ from synapse_lb.txdtls.errors import (
     PeerClosed,
     SocketLost,
 )
-from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, Timer
+from synapse_lb.txdtls.interfaces import AssociationHandler, ClientReactor, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 
 _log = Logger()
@@ -41,7 +45,7 @@ class ClientProtocol(DatagramProtocol):
     """The protocol under a `ClientAssociation`; made by `client.connect`.
 
     Args:
-        reactor: For timers.
+        reactor: For timers and sockets.
         peer: IP address and port of the server.
         context: Settings.
         server_name: What the certificate has to name, as of `ascii_host_name`.
@@ -57,7 +61,7 @@ class ClientProtocol(DatagramProtocol):
     def __init__(
         self,
         *,
-        reactor: Clock,
+        reactor: ClientReactor,
         peer: tuple[str, int],
         context: ClientContext,
         server_name: str,
@@ -84,17 +88,17 @@ class ClientProtocol(DatagramProtocol):
         self._busy = False
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
-        self._closing: Deferred[None] | None = None
+        self._closing: list[Deferred[None]] = []
+        self._socket: DatagramProtocol = self
         self.association = Association(
             _new_connection(context, options, server_name, session), mtu=options.mtu, join_application=True
         )
 
     def begin(self) -> None:
         """Send the ClientHello; call it once the socket is open."""
-        transport: Any = self.transport
         self._deadline = self._reactor.callLater(self._timeout, self._handshake_timed_out)
         try:
-            transport.connect(*self.peer)
+            _connect_socket(self, self.peer)
         except OSError as error:
             self._fail(NetworkUnreachable(f"{format_address(self.peer)}: {error.strerror or error}"))
             return
@@ -130,6 +134,11 @@ class ClientProtocol(DatagramProtocol):
         Twisted's epoll reactor closes a connected UDP socket on an ICMP error without calling
         `connectionRefused`. The server knows the association by our port, so it is over too.
         """
+        if self._socket is self:
+            self.socket_closed()
+
+    def socket_closed(self) -> None:
+        """The socket in use is closed."""
         if self.over:
             return
         self.counters.connections_refused += 1
@@ -160,13 +169,36 @@ class ClientProtocol(DatagramProtocol):
                 self._flush()
             self._stop()
             self._call(self._handler.association_lost, self.association_id, reason)
-        finished: Deferred[None] = Deferred()
-        closing = self._closing
-        if closing is None:
-            finished.callback(None)
-        else:
-            closing.addBoth(_pass_on, finished)
-        return finished
+        finished = []
+        for closing in self._closing:
+            one: Deferred[None] = Deferred()
+            closing.addBoth(_pass_on, one)
+            finished.append(one)
+        return gatherResults(finished).addCallback(lambda _: None)
+
+    def rebind(self) -> None:
+        """See `ClientAssociation.rebind`."""
+        if self.over:
+            raise AssociationGone("the association is over")
+        socket = _FurtherSocket(self)
+        try:
+            self._reactor.listenUDP(0, socket, interface="::" if ":" in self.peer[0] else "")
+            _connect_socket(socket, self.peer)
+        except (OSError, CannotListenError) as error:
+            self._close_socket(socket)
+            raise NetworkUnreachable(f"{format_address(self.peer)}: {error}") from error
+        former, self._socket = self._socket, socket
+        self._close_socket(former)
+
+    def uses(self, socket: DatagramProtocol) -> bool:
+        """Whether this is the socket in use."""
+        return self._socket is socket
+
+    def _close_socket(self, socket: DatagramProtocol) -> None:
+        transport: Any = socket.transport
+        if transport is not None:
+            self._closing = [closing for closing in self._closing if not closing.called]
+            self._closing.append(maybeDeferred(transport.stopListening))
 
     # -- steps
 
@@ -235,9 +267,7 @@ class ClientProtocol(DatagramProtocol):
                 timer.cancel()
         self._timer = self._deadline = None
         self.association.release()
-        transport: Any = self.transport
-        if transport is not None:
-            self._closing = maybeDeferred(transport.stopListening)
+        self._close_socket(self._socket)
 
     def _cancelled(self, _: Deferred[ClientProtocol]) -> None:
         if self._reported:
@@ -263,7 +293,7 @@ class ClientProtocol(DatagramProtocol):
             self._timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._retransmit)
 
     def _flush(self) -> None:
-        transport: Any = self.transport
+        transport: Any = self._socket.transport
         for datagram in self.association.take_datagrams(self._reactor.seconds()):
             try:
                 transport.write(datagram)
@@ -282,6 +312,32 @@ class ClientProtocol(DatagramProtocol):
         except Exception:
             self.counters.handler_errors += 1
             _log.failure("A handler of DTLS association events failed")
+
+
+class _FurtherSocket(DatagramProtocol):
+    """A socket that took the place of an association's earlier one."""
+
+    noisy = False
+
+    def __init__(self, owner: ClientProtocol) -> None:
+        self._owner = owner
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        if self._owner.uses(self):
+            self._owner.datagramReceived(datagram, addr)
+
+    def connectionRefused(self) -> None:
+        if self._owner.uses(self):
+            self._owner.connectionRefused()
+
+    def stopProtocol(self) -> None:
+        if self._owner.uses(self):
+            self._owner.socket_closed()
+
+
+def _connect_socket(socket: DatagramProtocol, peer: tuple[str, int]) -> None:
+    transport: Any = socket.transport
+    transport.connect(*peer)
 
 
 def _new_connection(

@@ -25,7 +25,10 @@ class AssociationHandler(Protocol):
         """A message arrived, authentic and not a replay."""
 
     def association_moved(self, association_id: int) -> None:
-        """The peer's address changed; `peer_address` gives the new one."""
+        """The peer's address changed; `peer_address` gives the new one. A message from there follows.
+
+        The new address is not proven: see `DTLSServerPort.confirm_address`.
+        """
 
     def association_lost(self, association_id: int, reason: AssociationLost) -> None:
         """The association is over; nothing can be sent on it any more."""
@@ -78,3 +81,7 @@ class DatagramReactor(Protocol):
         self, port: int, protocol: DatagramProtocol, interface: str = "", maxPacketSize: int = 8192
     ) -> Any:
         """Bind a protocol to a port; 0 chooses one."""
+
+
+class ClientReactor(Clock, DatagramReactor, Protocol):
+    """What a client association needs once the server's address is known."""

@@ -11,7 +11,8 @@
     records                 <----->                 records
                             <----->      alert close_notify
 
-Whatever fits no association gets no answer at all: an answer would be an amplifier and a reset oracle.
+A record from an address without an association may be of a client that moved (see `movement`). Whatever fits no
+association gets no answer at all: an answer would be an amplifier and a reset oracle.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from synapse_lb.txdtls.errors import (
     ShutDown,
 )
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport, Timer
+from synapse_lb.txdtls.movement import Movement, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
@@ -72,6 +74,7 @@ class DTLSServerPort(DatagramProtocol):
         self._options = options or ServerOptions()
         self._reactor = reactor
         self._table = AssociationTable()
+        self._movement = Movement(self._options, self.counters)
         self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
         self._context = context
         self._listener: SSL.Connection | None = None
@@ -128,6 +131,16 @@ class DTLSServerPort(DatagramProtocol):
         """
         host, port = self._entry(association_id).address
         return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
+
+    def confirm_address(self, association_id: int) -> None:
+        """The client has answered what was sent to its present address: it may get whatever there is.
+
+        To be called by the owner after `association_moved`; until then at most three times the bytes that come
+        from the new address are sent there. Nothing happens if there is no such association, or nothing to prove.
+        """
+        entry = self._table.get(association_id)
+        if entry is not None:
+            self._write_all(entry, entry.path.prove(entry.address))
 
     def max_message_size(self, association_id: int) -> int:
         """Bytes of the largest message that fits into one datagram.
@@ -257,25 +270,58 @@ class DTLSServerPort(DatagramProtocol):
     def _records_received(self, data: bytes, summary: records.Datagram, address: Address) -> None:
         handshake = self._table.handshake_at(address)
         established = self._table.established_at(address)
-        if handshake is None and established is None:
-            self.counters.datagrams_unknown += 1
-            return
         # While a client that came back shakes hands anew, records of either keys may arrive: the wrong
         # association drops them silently.
-        if handshake is not None:
-            self._feed(handshake, data, summary)
+        taken = handshake is not None and self._feed(handshake, data, summary)
         if established is not None and (summary.encrypted or handshake is None):
-            self._feed(established, data, summary)
+            taken = self._feed(established, data, summary) or taken
+        if not taken and not self._find(data, summary, address, established):
+            self.counters.datagrams_unknown += handshake is None and established is None
 
-    def _feed(self, entry: Entry, data: bytes, summary: records.Datagram) -> None:
+    def _feed(self, entry: Entry, data: bytes, summary: records.Datagram) -> bool:
+        """Feed a datagram to an association of its address; returns whether it brought anything."""
         if entry.association.gone:
-            return
-        self._apply(entry, entry.association.receive(data, summary, self._reactor.seconds()))
+            return False
+        progress = entry.association.receive(data, summary, self._reactor.seconds())
+        self._movement.note(entry)
+        taken = bool(progress.messages) or progress.established or progress.lost is not None
+        if taken:
+            self._write_all(entry, entry.path.received(len(data)))
+        self._apply(entry, progress)
+        return taken
 
-    def _apply(self, entry: Entry, progress: Progress) -> None:
+    def _find(self, data: bytes, summary: records.Datagram, address: Address, there: Entry | None) -> bool:
+        """Move the association here whose client sent this; returns whether there is one.
+
+        Args:
+            data: A datagram that nothing at its address could read.
+            summary: Of the datagram.
+            address: Where it came from.
+            there: The association that is known at this address.
+        """
+        if sequence_to_try(data) is None:
+            return False
+        if there is not None and there.association.opens(records.first_record(data)):
+            return True  # its own, for a second time
+        entry = self._movement.find(data, address[0], self._reactor.seconds(), but=there)
+        if entry is None:
+            return False
+        progress = entry.association.receive(data, summary, self._reactor.seconds())
+        if not progress.messages and progress.lost is None:
+            return False  # OpenSSL has the last word
+        self.counters.associations_moved += 1
+        self._table.move(entry, address)
+        self._movement.add(entry)
+        self._write_all(entry, entry.path.moved(address) + entry.path.received(len(data)))
+        self._apply(entry, progress, moved=bool(progress.messages))
+        return True
+
+    def _apply(self, entry: Entry, progress: Progress, *, moved: bool = False) -> None:
         """Deliver what a step brought, then send what is to be sent."""
         self.counters.records_discarded += progress.discarded
         entry.busy = True
+        if moved:
+            self._call(self._handler.association_moved, entry.id)
         if progress.established:
             self._promote(entry)
         if progress.messages:
@@ -298,7 +344,9 @@ class DTLSServerPort(DatagramProtocol):
         replaced = self._table.promote(entry, self._reactor.seconds())
         self.counters.handshakes_completed += 1
         self.counters.handshakes_resumed += entry.association.resumed
+        self._movement.add(entry)
         if replaced is not None:
+            self._movement.remove(replaced)
             self.counters.associations_replaced += 1
             reason = Replaced("the peer made a new handshake from the same address")
             replaced.association.release()
@@ -342,6 +390,7 @@ class DTLSServerPort(DatagramProtocol):
 
     def _drop(self, entry: Entry) -> None:
         self._table.remove(entry)
+        self._movement.remove(entry)
         if entry.timer is not None and entry.timer.active():
             entry.timer.cancel()
         entry.timer = None
@@ -410,6 +459,13 @@ class DTLSServerPort(DatagramProtocol):
 
     def _flush(self, entry: Entry) -> None:
         for datagram in entry.association.take_datagrams(self._reactor.seconds()):
+            if entry.path.admit(datagram):
+                self._write(datagram, entry.address)
+            else:
+                self.counters.datagrams_held += 1
+
+    def _write_all(self, entry: Entry, datagrams: list[bytes]) -> None:
+        for datagram in datagrams:
             self._write(datagram, entry.address)
 
     def _write(self, datagram: bytes, address: Address) -> None:

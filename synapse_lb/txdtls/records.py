@@ -50,6 +50,26 @@ def split_records(blob: bytes) -> list[bytes]:
     return records
 
 
+def first_record(data: bytes) -> bytes:
+    """The record that a datagram begins with; it must be whole."""
+    return data[: HEADER_SIZE + int.from_bytes(data[11:13], "big")]
+
+
+def highest_sequence(data: bytes) -> int:
+    """The highest sequence number of a datagram's records of epochs above 0; -1 if there are none.
+
+    Args:
+        data: Whole records only.
+    """
+    highest = -1
+    start = 0
+    while start < len(data):
+        if data[start + 3 : start + 5] != b"\0\0":
+            highest = max(highest, int.from_bytes(data[start + 5 : start + 11], "big"))
+        start += HEADER_SIZE + int.from_bytes(data[start + 11 : start + 13], "big")
+    return highest
+
+
 def pack_records(records: Sequence[bytes], mtu: int, *, join_application: bool) -> list[bytes]:
     """Put whole records into as few datagrams as the MTU allows (RFC 6347 4.1.1).
 

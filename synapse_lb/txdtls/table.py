@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Who is connected: associations by id, and by address, in order of activity (no sockets, no clock).
 
-An id is never used twice. Addresses are looked up separately, so that an association could change its address.
-An address has at most one established association and one unfinished handshake; the handshake takes the
-association's place when it completes (RFC 6347 4.2.8).
+An id is never used twice. Addresses are looked up separately, so that an association can change its address.
+At an address at most one established association and one unfinished handshake are looked up; the handshake takes
+the association's place when it completes (RFC 6347 4.2.8). An association whose address another one has moved to
+(a NAT gave the port to somebody else) is found by its id only, until it moves itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import attrs
 
 from synapse_lb.txdtls.association import Association
 from synapse_lb.txdtls.interfaces import Timer
+from synapse_lb.txdtls.movement import Path
 
 Address = tuple[str, int]
 
@@ -32,6 +34,7 @@ class Entry:
         since: Monotonic seconds: begin of the handshake, then time of the last authentic record.
         timer: OpenSSL's retransmission timer while the handshake runs.
         busy: Its events are being delivered; what it sends leaves afterwards.
+        path: What may be sent to that address.
     """
 
     id: int
@@ -41,6 +44,7 @@ class Entry:
     since: float
     timer: Timer | None = None
     busy: bool = False
+    path: Path = attrs.field(default=attrs.Factory(lambda entry: Path(entry.address), takes_self=True))
 
 
 class AssociationTable:
@@ -99,6 +103,13 @@ class AssociationTable:
         self._established[entry.id] = entry
         entry.since = now
         return replaced
+
+    def move(self, entry: Entry, address: Address) -> None:
+        """Give an established association another address; one that is there already loses it."""
+        if self._by_address.get(entry.address) is entry:
+            del self._by_address[entry.address]
+        entry.address = address
+        self._by_address[address] = entry
 
     def touch(self, entry: Entry, now: float) -> None:
         """An authentic record came: make it the most recently active."""

@@ -9,7 +9,8 @@ The endpoint under test is one end of the ladder, the script is the other. Each 
 
 - `[id]`: the message id, decimal or hexadecimal.
 - `/path` and `?query` are Uri-Path and Uri-Query options, one for each segment or argument.
-- `1:num/more/size` and `2:num/more/size` are Block1 and Block2, as RFC 7959 section 3 writes them.
+- `1:num/more/size` and `2:num/more/size` are Block1 and Block2, as RFC 7959 section 3 writes them; with `Q` in
+  front they are Q-Block1 and Q-Block2.
 - `Name=value` is a token or an option: digits for a uint, `0x` for opaque bytes.
 - `"text"` is the payload; a payload with blanks or bytes is given as an argument instead.
 - `$name` is a value that the endpoint chooses: bound where it is first seen, compared from then on.
@@ -34,7 +35,13 @@ from synapse_lb.coap.tuning import Limits, Tuning
 E = TypeVar("E")
 
 _NUMBERS = {definition.name: number for number, definition in REGISTRY.items()}
-_BLOCK = re.compile(r"([12]):(\d+)/([01])/(\d+)")
+_BLOCK = re.compile(r"(Q?[12]):(\d+)/([01])/(\d+)")
+_BLOCK_OPTIONS = {
+    "1": OptionNumber.BLOCK1,
+    "2": OptionNumber.BLOCK2,
+    "Q1": OptionNumber.Q_BLOCK1,
+    "Q2": OptionNumber.Q_BLOCK2,
+}
 _CODE = re.compile(r"([0-7])\.(\d\d)")
 # The endpoint chooses these; a script that does not name them does not care.
 _FREE = (OptionNumber.ETAG, OptionNumber.SIZE1)
@@ -184,7 +191,7 @@ class Script:
             elif match := _CODE.fullmatch(word):
                 code = int(match[1]) << 5 | int(match[2])
             elif match := _BLOCK.fullmatch(word):
-                number = OptionNumber.BLOCK1 if match[1] == "1" else OptionNumber.BLOCK2
+                number = _BLOCK_OPTIONS[match[1]]
                 szx = int(match[4]).bit_length() - 5
                 pairs.append((number, Block(int(match[2]), match[3] == "1", szx).encode()))
             elif word[0] in "/?":

@@ -279,7 +279,15 @@ class Transitions(SynchronousTestCase):
         self.assertNotIn(State.ENDED, {state for state, _ in TRANSITIONS})
 
     def test_roles_do_not_mix(self) -> None:
-        client = {State.READY, State.REQUESTING, State.AWAITING, State.PINGING, State.OBSERVING, State.ENDED}
+        client = {
+            State.READY,
+            State.REQUESTING,
+            State.STREAMING,
+            State.AWAITING,
+            State.PINGING,
+            State.OBSERVING,
+            State.ENDED,
+        }
         server = {
             State.PROCESSING,
             State.ACCEPTED,

@@ -105,13 +105,13 @@ class BlockwiseTestCase(SynapseTestCase):
 
 class GoodNetworkTests(BlockwiseTestCase):
     async def test_sync_of_300_kilobytes_by_block2(self) -> None:
-        client = self.client()
+        client = self.client(q_block=False)
         await self.fetch_big_sync(client)
         # Each block is a datagram of its own, there and back.
         self.assertGreater(client.counters.datagrams_received, BIG // 1024)
 
     async def test_keys_upload_of_60_kilobytes_by_block1(self) -> None:
-        client = self.client()
+        client = self.client(q_block=False)
         await self.upload_big_keys(client)
         # 300 keys of about 190 bytes of CBOR.
         self.assertGreater(client.counters.datagrams_sent, 50)
@@ -207,7 +207,7 @@ class BadNetworkTests(BlockwiseTestCase):
 
     def stormy_client(self, seed: int) -> tuple[LowBandwidthClient, LossyRelay]:
         relay = self.relay(BAD, seed)
-        return self.client(relay.port, tuning=SMALL_WORLD), relay
+        return self.client(relay.port, tuning=SMALL_WORLD, q_block=False), relay
 
     def assert_stormy(self, relay: LossyRelay, least: int) -> None:
         """Each misfortune has happened that often, both ways together."""

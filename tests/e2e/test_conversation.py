@@ -149,5 +149,6 @@ class SameAsHttpTests(SynapseTestCase):
                 "cbor_enum_version": 1,
                 "coap_enum_version": 1,
                 "observe": 1,
+                "q_block": 1,
             },
         )

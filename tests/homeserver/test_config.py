@@ -44,7 +44,7 @@ class ListenerTests(SynchronousTestCase):
                 observe_options=ObserveOptions(),
                 dtls=ServerOptions(),
                 limits=Limits(),
-                tuning=Tuning(),
+                tuning=Tuning(q_block=True),
             ),
         )
         self.assertEqual((config.type, config.http_options, config.is_tls()), ("lowbandwidth", None, False))
@@ -77,7 +77,7 @@ class ListenerTests(SynchronousTestCase):
         self.assertFalse(config.observe)
         self.assertEqual(config.limits, Limits(max_observations_per_peer=3))
         self.assertEqual(config.observe_options, ObserveOptions(max_observations_per_user=5))
-        self.assertEqual(config.tuning, Tuning(notification_processing=300.0))
+        self.assertEqual(config.tuning, Tuning(q_block=True, notification_processing=300.0))
         with self.assertRaises(ConfigError) as caught:
             listener(limits={"max_observations_per_user": 0})
         self.assertIn("max_observations_per_user", str(caught.exception.path))
@@ -137,6 +137,7 @@ class ListenerTests(SynchronousTestCase):
             "adaptive_rto": False,
             "min_rto": 2,
             "max_rto": "30s",
+            "q_block": False,
         }
         self.assertEqual(listener(tuning=options).tuning, Tuning(**{**options, "max_rto": 30.0}))
 

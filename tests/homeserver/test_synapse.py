@@ -96,6 +96,7 @@ class ServingTests(SynapseTestCase):
                 "cbor_enum_version": 1,
                 "coap_enum_version": 1,
                 "observe": 1,
+                "q_block": 1,
             },
         )
 

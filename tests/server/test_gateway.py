@@ -54,6 +54,7 @@ class FakePort:
 
     def __init__(self) -> None:
         self.clients: dict[int, Client] = {}
+        self.confirmed: list[int] = []
         self.address: IPv4Address | IPv6Address = IPv4Address("UDP", "192.0.2.7", 50000)
         self.closed: list[int] = []
 
@@ -67,6 +68,9 @@ class FakePort:
 
     def peer_address(self, association_id: int) -> Address:
         return self.address
+
+    def confirm_address(self, association_id: int) -> None:
+        self.confirmed.append(association_id)
 
     def max_message_size(self, association_id: int) -> int:
         return 1152
@@ -171,6 +175,62 @@ class GatewayTests(SynchronousTestCase):
         self.gateway.association_moved(1)
         self.ask(self.alice, "GET", VERSIONS)
         self.assertEqual(self.dispatcher.asked[0][1], self.port.address)
+
+    def test_a_client_that_moves_has_to_answer_a_ping(self) -> None:
+        self.gateway.association_moved(1)
+        self.assertEqual(self.port.confirmed, [])
+        [ping] = [Message.decode(data) for data in self.alice.received]
+        self.assertEqual((ping.type, ping.code), (Type.CON, Code.EMPTY))
+        self.settle()
+        self.assertEqual(self.port.confirmed, [1])
+        self.assertEqual(self.gateway.counters.moved, 1)
+        self.ask(self.alice, "GET", VERSIONS)
+        self.assertEqual(self.port.confirmed, [1])
+
+    def test_the_answer_to_a_ping_tells_nothing_of_the_address_after(self) -> None:
+        self.alice.deaf = True
+        self.gateway.association_moved(1)
+        self.gateway.association_moved(1)
+        first, second = (Message.decode(data) for data in self.alice.received)
+        for ping, confirmed in ((first, []), (second, [1]), (second, [1])):
+            self.gateway.message_received(1, Message(Type.RST, 0, ping.message_id).encode())
+            self.assertEqual(self.port.confirmed, confirmed)
+        self.clock.advance(300)  # message ids are kept for EXCHANGE_LIFETIME
+        self.assertTrue(self.gateway.endpoint.idle)
+
+    def test_a_ping_to_an_address_that_was_left_is_not_repeated(self) -> None:
+        self.alice.deaf = True
+        self.gateway.association_moved(1)
+        self.gateway.association_moved(1)
+        first, second = self.alice.received
+        for _ in range(300):
+            self.clock.advance(1)
+        self.assertEqual(self.alice.received.count(first), 1)
+        self.assertGreater(self.alice.received.count(second), 3)
+
+    def test_a_ping_that_was_lost_for_good_is_sent_again_when_the_client_speaks(self) -> None:
+        self.alice.deaf = True
+        self.gateway.association_moved(1)
+        for _ in range(300):
+            self.clock.advance(1)
+        pings = len(self.alice.received)
+        self.assertGreater(pings, 4)
+        self.alice.deaf = False
+        self.clock.advance(1000)
+        self.settle()
+        self.assertEqual((len(self.alice.received), self.port.confirmed), (pings, []))
+        self.ask(self.alice, "GET", VERSIONS)
+        self.assertEqual(self.port.confirmed, [1])
+
+    def test_a_client_that_moves_and_goes_leaves_nothing(self) -> None:
+        self.alice.deaf = True
+        self.gateway.association_moved(1)
+        self.alice.lose()
+        self.gateway.association_moved(1)
+        self.settle()
+        self.assertTrue(self.gateway.endpoint.idle)
+        self.assertEqual(self.port.confirmed, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_the_token_is_sticky_per_association(self) -> None:
         bob = Client(self.gateway, self.port, self.clock, 2)
