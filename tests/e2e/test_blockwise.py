@@ -86,12 +86,13 @@ class BlockwiseTestCase(SynapseTestCase):
         )
         await self.assert_run(r"GET \S+/sync\S* CoAP", 1)
 
-    async def upload_big_keys(self, client: LowBandwidthClient) -> None:
+    async def upload_big_keys(self, client: LowBandwidthClient, patience: float = 120) -> None:
         user = self.user()
         keys = one_time_keys(user, 300)
         body = {"one_time_keys": keys}
         self.assertGreater(len(json.dumps(body)), 60_000)
-        answer = await self.ask(client, "POST", f"{CLIENT}/keys/upload", body, token=user.token, timeout=120)
+        path = f"{CLIENT}/keys/upload"
+        answer = await self.ask(client, "POST", path, body, token=user.token, timeout=patience)
         self.assertEqual(answer["one_time_key_counts"]["signed_curve25519"], 300)
         claimed = user.http(
             "POST",
