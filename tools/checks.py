@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "artifacts" / "results"
 SOURCES: Final = ("synapse_lb", "tests", "tools")
 
-DEADLINE: Final[dict[str, float]] = {"lint": 120, "types": 300, "demo": 180, "tests": 1200}
+DEADLINE: Final[dict[str, float]] = {"lint": 120, "types": 300, "demo": 180, "tests": 2400}
 """Seconds after which a step is ended and counted as failed."""
 
 output: int | None = None

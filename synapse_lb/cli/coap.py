@@ -11,6 +11,8 @@ from synapse_lb.cli.errors import EXIT_USAGE, CommandError
 from synapse_lb.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from twisted.internet.defer import Deferred
 
     from synapse_lb.cli.main import Subparsers
@@ -34,6 +36,7 @@ examples:
   synapse-lb coap --json --token syt_... -X PUT -d '{"msgtype": "m.text", "body": "hello"}' \\
       'coaps://localhost:8008/_matrix/client/v3/rooms/!room:localhost/send/m.room.message/1'
   synapse-lb jc '{"user_id": "@bob:localhost"}' | synapse-lb coap -d - -H 'Content-Format: 60' ...
+  synapse-lb coap --observe --json --token syt_... coaps://localhost:8008/_matrix/client/v3/sync
   synapse-lb coap -v --pin 1F:2E:... -H '258: 26' coaps://[::1]:8008/7?timeout=0
 """
 METHOD_WITH_DATA: Final = "POST"
@@ -96,7 +99,19 @@ def _add_request_arguments(group: argparse._ArgumentGroup) -> None:
         default=False,
         help="send the MSC's short code in place of the path, where it has one (default: the path as it is)",
     )
+    group.add_argument(
+        "--q-block", action="store_true", help="let large bodies go and come many blocks at a time (RFC 9177)"
+    )
     group.add_argument("--non", action="store_true", help="send it Non-confirmable")
+    group.add_argument(
+        "--observe",
+        action="store_true",
+        help="observe it: write each notification as it comes, until interrupted, and return by itself when the "
+        "association is lost. A body makes it a FETCH",
+    )
+    group.add_argument(
+        "--count", type=positive_integer, metavar="N", help="with --observe: end after N notifications"
+    )
 
 
 def _add_output_arguments(group: argparse._ArgumentGroup) -> None:
@@ -136,6 +151,17 @@ def seconds(text: str) -> float:
     return value
 
 
+def positive_integer(text: str) -> int:
+    """Read a number from 1.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
+    return int(text)
+
+
 def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     """Send the request.
 
@@ -144,9 +170,23 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     """
     from twisted.internet.defer import Deferred
 
+    from synapse_lb.cli.coap_observe import observe
     from synapse_lb.cli.coap_transfer import transfer
 
     exclusive = [name for name in ("insecure", "cacert", "pin") if getattr(arguments, name)]
     if len(exclusive) > 1:
         raise CommandError(f"--{exclusive[0]} and --{exclusive[1]} exclude each other", EXIT_USAGE)
-    return Deferred.fromCoroutine(transfer(arguments, terminal))
+    if arguments.count is not None and not arguments.observe:
+        raise CommandError("--count goes with --observe", EXIT_USAGE)
+    work = observe if arguments.observe else transfer
+    return Deferred.fromCoroutine(_quietly(work(arguments, terminal), arguments))
+
+
+async def _quietly(work: Awaitable[int], arguments: argparse.Namespace) -> int:
+    """Do the work; `-s` keeps errors to itself."""
+    try:
+        return await work
+    except CommandError as error:
+        if arguments.silent and not arguments.show_error:
+            raise CommandError("", error.exit_status) from error
+        raise

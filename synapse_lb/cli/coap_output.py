@@ -39,12 +39,14 @@ class Output:
         file: path for the body; `-` is standard output, even if binary; None is standard output.
         include: write code and options before the body.
         json: write a CBOR body as JSON text.
+        many: there may be several answers: each JSON text is one line, and a file is appended to.
     """
 
     terminal: Terminal
     file: str | None = None
     include: bool = False
     json: bool = False
+    many: bool = False
 
     def write_response(self, response: CoapResponse) -> None:
         """Write the answer.
@@ -58,7 +60,7 @@ class Output:
             self._write_file(head + self._body(response, pretty=False))
             return
         screen = self.terminal.stdout_is_screen()
-        body = self._body(response, pretty=screen)
+        body = self._body(response, pretty=screen and not self.many)
         if screen and self.file is None and _is_binary(body):
             self._write(head)
             raise CommandError(
@@ -90,7 +92,7 @@ class Output:
     def _write_file(self, data: bytes) -> None:
         assert self.file is not None
         try:
-            with open(self.file, "wb") as file:
+            with open(self.file, "ab" if self.many else "wb") as file:
                 file.write(data)
         except OSError as error:
             raise CommandError(f"cannot write {self.file}: {error.strerror}", EXIT_WRITE) from None

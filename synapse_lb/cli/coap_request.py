@@ -15,6 +15,7 @@ from synapse_lb.client.errors import BadUri, UnsupportedScheme
 from synapse_lb.client.uri import CoapUri
 from synapse_lb.coap.events import CoapRequest
 from synapse_lb.coap.numbers import Code, OptionNumber
+from synapse_lb.coap.observe import OBSERVABLE_METHODS
 from synapse_lb.coap.options import REGISTRY, Options, encode_uint
 from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
 from synapse_lb.msc3079.paths_v1 import compress
@@ -61,7 +62,10 @@ def build_request(arguments: argparse.Namespace, uri: CoapUri, terminal: Termina
     if arguments.request is not None:
         method = parse_method(arguments.request)
     else:
-        method = int(Code.GET if body is None else Code.POST)
+        with_body = Code.FETCH if arguments.observe else Code.POST
+        method = int(Code.GET if body is None else with_body)
+    if arguments.observe and method not in OBSERVABLE_METHODS:
+        raise CommandError("--observe goes with GET and FETCH", EXIT_USAGE)
     options = Options(uri.options())
     if arguments.path_codes:
         options = _with_path_code(options)

@@ -59,26 +59,17 @@ async def transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
     Raises:
         CommandError: there is no answer, or it cannot be written.
     """
-    try:
-        return await _transfer(arguments, terminal)
-    except CommandError as error:
-        if arguments.silent and not arguments.show_error:
-            raise CommandError("", error.exit_status) from error
-        raise
-
-
-async def _transfer(arguments: argparse.Namespace, terminal: Terminal) -> int:
     uri = parse_url(arguments.url)
     request = build_request(arguments, uri, terminal)
-    client = _client(arguments, uri, terminal)
+    client = make_client(arguments, uri, terminal)
     narration = Narration(terminal, arguments.verbose)
     try:
         exchange = Deferred.fromCoroutine(_exchange(client, request, narration))
         if arguments.max_time is not None:
-            exchange.addTimeout(arguments.max_time, terminal.reactor, _out_of_time)
+            exchange.addTimeout(arguments.max_time, terminal.reactor, out_of_time)
         response = await exchange
     except errors.ClientError as error:
-        raise CommandError(str(error), _exit_status(error)) from error
+        raise CommandError(str(error), exit_status(error)) from error
     finally:
         await client.close()
         if client.counters.datagrams_sent:
@@ -100,7 +91,12 @@ async def _exchange(client: LowBandwidthClient, request: CoapRequest, narration:
     return response
 
 
-def _client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal) -> LowBandwidthClient:
+def make_client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal) -> LowBandwidthClient:
+    """The client that the arguments ask for.
+
+    Raises:
+        CommandError: an argument makes no sense, or names a file that cannot be used.
+    """
     try:
         return LowBandwidthClient(
             terminal.reactor,
@@ -108,16 +104,19 @@ def _client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal) -> 
             verification=_verification(arguments),
             keylog=_keylog(terminal),
             connect_timeout=arguments.connect_timeout,
+            q_block=bool(arguments.q_block),
         )
     except errors.AuthoritiesError as error:
         raise CommandError(str(error), EXIT_CERTIFICATE_FILE) from None
 
 
-def _out_of_time(_: object, limit: float) -> None:
+def out_of_time(_: object, limit: float) -> None:
+    """Fail what `--max-time` has ended."""
     raise errors.RequestTimeout(f"no answer within {limit:g} seconds")
 
 
-def _exit_status(error: errors.ClientError) -> int:
+def exit_status(error: errors.ClientError) -> int:
+    """The exit status for an error of the client."""
     return next((status for kind, status in _EXIT_STATUS if isinstance(error, kind)), EXIT_FAILURE)
 
 

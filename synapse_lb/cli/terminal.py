@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TextIO
 
 import attrs
@@ -67,6 +68,28 @@ class Terminal:
         """Write one line to standard error."""
         self.stderr.write(text + "\n")
         self.stderr.flush()
+
+    def on_interrupt(self, action: Callable[[], object]) -> Callable[[], None]:
+        """Do something in place of ending when the user interrupts the program; a second time ends it.
+
+        Args:
+            action: called once on the reactor's thread.
+
+        Returns:
+            What takes that back.
+        """
+        previous = signal.getsignal(signal.SIGINT)
+
+        def take_back() -> None:
+            if signal.getsignal(signal.SIGINT) is interrupted:
+                signal.signal(signal.SIGINT, previous)
+
+        def interrupted(_number: int, _frame: object) -> None:
+            take_back()
+            self.reactor.callFromThread(action)
+
+        signal.signal(signal.SIGINT, interrupted)
+        return take_back
 
     def stdout_is_screen(self) -> bool:
         """Whether a person would see the raw bytes of standard output."""

@@ -7,15 +7,21 @@ from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.connector import AssociationInfo
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.errors import ClientError
+from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.persistence import Persistence
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
 from synapse_lb.txdtls.context import ClientVerification
 
 __all__ = [
     "NO_BODY",
     "AssociationInfo",
+    "Change",
     "ClientError",
     "ClientVerification",
     "LowBandwidthClient",
     "MatrixResponse",
+    "Observation",
+    "Persistence",
+    "State",
     "Traffic",
 ]

@@ -19,9 +19,12 @@ from synapse_lb.client.errors import (
     RequestTimeout,
     TooManyRequests,
 )
+from synapse_lb.client.persistence import Heartbeat, Persistence
+from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
 from synapse_lb.coap import events
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.endpoint import Endpoint
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
@@ -46,6 +49,9 @@ class Channel:
         sticky: what the server of this association has been told.
         tuning: how messages are retransmitted.
         limits: the bounds of the endpoint's tables.
+        persistence: the times of the heartbeat, which beats while something is observed.
+        random: source of message ids, tokens and jitter.
+        q_block: whether the server is offered Q-Block (RFC 9177).
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -56,18 +62,27 @@ class Channel:
         sticky: StickySender,
         tuning: Tuning,
         limits: Limits,
+        persistence: Persistence,
+        random: random.Random,
+        q_block: bool,
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
+        self._q_block = q_block
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
+        self._pings: dict[int, tuple[Deferred[None], float]] = {}
+        self._registrations: dict[int, tuple[Registration, float]] = {}
         self._heard_at = float("-inf")
         self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
-        self._endpoint = Endpoint(random=random.Random(), tuning=tuning, limits=limits)
+        self._endpoint = Endpoint(random=random, tuning=tuning, limits=limits)
         self._driver = EndpointDriver(self._endpoint, clock, self._send, self._on_event)
+        self._heartbeat = Heartbeat(
+            clock, persistence, heard_at=lambda: self._heard_at, now=self._driver.now, ping=self.ping
+        )
 
     @property
     def association(self) -> ClientAssociation:
@@ -76,9 +91,14 @@ class Channel:
         return self._association
 
     @property
+    def endpoint_counters(self) -> Counters:
+        """What the endpoint of this association has done."""
+        return self._endpoint.counters
+
+    @property
     def requests_under_way(self) -> int:
-        """How many requests wait for their answer."""
-        return len(self._waiting)
+        """How many requests wait for their answer, observations included."""
+        return len(self._waiting) + len(self._registrations)
 
     def attach(self, association: ClientAssociation) -> None:
         """Take the association whose handshake has just been completed."""
@@ -87,6 +107,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            q_block=self._q_block,
             now=self._driver.now(),
         )
 
@@ -97,15 +118,27 @@ class Channel:
             ClientError: it cannot be sent: the association has ended, a limit is reached, or an option or the
                 message has no wire form.
         """
+        return self._wait_for_answer(self._request(request))
+
+    def ping(self) -> Deferred[None]:
+        """Ask whether the server is there (RFC 7252 section 4.3); cancelling the Deferred forgets the ping.
+
+        Returns:
+            A Deferred that fails with a `ClientError`, and then the association has ended unless something else
+            was heard meanwhile.
+
+        Raises:
+            ClientError: it cannot be sent.
+        """
         if self.lost:
             raise ConnectionLost("the association has ended")
         started = self._driver.now()
         try:
-            exchange = self._endpoint.request(_SERVER, request, started)
+            exchange = self._endpoint.ping(_SERVER, started)
         except coap_errors.CoapError as error:
             raise _client_error(error) from error
-        answer: Deferred[CoapResponse] = Deferred(lambda _: self._cancel(exchange))
-        self._waiting[exchange] = answer, started
+        answer: Deferred[None] = Deferred(lambda _: self._cancel(exchange))
+        self._pings[exchange] = answer, started
         self._driver.flush()
         return answer
 
@@ -123,8 +156,50 @@ class Channel:
             self._endpoint.ping(_SERVER, self._driver.now())
         self._driver.flush()
 
+    def observe(self, request: CoapRequest, registration: Registration) -> int:
+        """Send a request with Observe, and give the registration what comes of it.
+
+        Returns:
+            The number of the exchange.
+
+        Raises:
+            ClientError: it cannot be sent.
+        """
+        exchange = self._request(request)
+        self._registrations[exchange] = registration, self._driver.now()
+        self._heartbeat.start()
+        self._driver.flush()
+        return exchange
+
+    def confirm(self, exchange: int) -> None:
+        """Acknowledge the oldest notification of an observation that is not confirmed."""
+        self._endpoint.confirm(exchange, self._driver.now())
+        self._driver.flush()
+
+    def forget(self, exchange: int) -> None:
+        """End an observation without a word, but for a Reset to its next notification."""
+        if self._registrations.pop(exchange, None) is not None and not self.lost:
+            self._endpoint.cancel(exchange, self._driver.now())
+            self._driver.flush()
+            self._rest()
+
+    def deregister(self, exchange: int, request: CoapRequest) -> Deferred[CoapResponse]:
+        """End an observation with a request, which gets its token (RFC 7641 section 3.6).
+
+        Returns:
+            A Deferred of the answer.
+
+        Raises:
+            ClientError: it cannot be sent.
+        """
+        following = self._request(request, replacing=exchange)
+        self._registrations.pop(exchange, None)
+        answer = self._wait_for_answer(following)
+        self._rest()
+        return answer
+
     def close(self) -> Deferred[None]:
-        """Say close_notify; requests under way fail with `ConnectionLost`. Idempotent.
+        """Say close_notify; requests under way and observations fail with `ConnectionLost`. Idempotent.
 
         Returns:
             A Deferred that fires when the socket is closed.
@@ -148,42 +223,97 @@ class Channel:
             return
         self.lost = True
         self._driver.stop()
+        self._heartbeat.stop()
         waiting, self._waiting = self._waiting, {}
+        pings, self._pings = self._pings, {}
+        registrations, self._registrations = self._registrations, {}
         self._on_lost(self, reason)
         for answer, _ in waiting.values():
-            error = ConnectionLost(f"the association has ended: {self._why_lost or reason}")
-            error.__cause__ = reason
-            answer.errback(Failure(error))
+            answer.errback(Failure(self._lost_error(reason)))
+        for ping, _ in pings.values():
+            if not ping.called:
+                ping.errback(Failure(self._lost_error(reason)))
+        for registration, _ in registrations.values():
+            registration.failed(self._lost_error(reason))
+
+    def _lost_error(self, reason: AssociationLost) -> ConnectionLost:
+        error = ConnectionLost(f"the association has ended: {self._why_lost or reason}")
+        error.__cause__ = reason
+        return error
+
+    def _request(self, request: CoapRequest, replacing: int | None = None) -> int:
+        if self.lost:
+            raise ConnectionLost("the association has ended")
+        try:
+            return self._endpoint.request(_SERVER, request, self._driver.now(), replacing=replacing)
+        except coap_errors.CoapError as error:
+            raise _client_error(error) from error
+
+    def _wait_for_answer(self, exchange: int) -> Deferred[CoapResponse]:
+        answer: Deferred[CoapResponse] = Deferred(lambda _: self._cancel(exchange))
+        self._waiting[exchange] = answer, self._driver.now()
+        self._driver.flush()
+        return answer
+
+    def _rest(self) -> None:
+        """Stop the heartbeat if nothing is observed: requests notice by themselves that nobody answers."""
+        if not self._registrations:
+            self._heartbeat.stop()
 
     def _send(self, peer: events.Peer, data: bytes) -> None:
         self.association.send(data)
 
     def _cancel(self, exchange: int) -> None:
         # The Deferred fails with CancelledError by itself when its canceller returns.
-        if self._waiting.pop(exchange, None) is not None and not self.lost:
+        known = self._waiting.pop(exchange, None) or self._pings.pop(exchange, None)
+        if known is not None and not self.lost:
             self._endpoint.cancel(exchange, self._driver.now())
             self._driver.flush()
 
     def _on_event(self, event: events.Event) -> None:
         if isinstance(event, events.ResponseReceived):
-            if (waiting := self._waiting.pop(event.exchange, None)) is not None:
-                waiting[0].callback(event.response)
-        elif (
-            isinstance(event, events.RequestFailed)
-            and (waiting := self._waiting.pop(event.exchange, None)) is not None
-        ):
-            answer, started = waiting
-            if isinstance(event.error, coap_errors.RequestTimedOut) and self._heard_at < started:
-                # A server that restarted without a word answers no record of its old associations, and only a
-                # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
-                self._why_lost = str(_client_error(event.error))
-                self.close()
-            error = _client_error(event.error)
-            error.__cause__ = event.error
-            answer.errback(Failure(error))
+            self._answered(event)
+        elif isinstance(event, events.NotificationReceived):
+            if (registered := self._registrations.get(event.exchange)) is not None:
+                registered[0].notified(event.response)
+        elif isinstance(event, events.RequestFailed):
+            self._failed(event)
+        elif isinstance(event, events.PongReceived):
+            if (ping := self._pings.pop(event.exchange, None)) is not None:
+                ping[0].callback(None)
         elif isinstance(event, events.RequestReceived):
             # A client has no resources.
             self._endpoint.respond(event.exchange, CoapResponse(Code.NOT_FOUND), self._driver.now())
+
+    def _answered(self, event: events.ResponseReceived) -> None:
+        if (waiting := self._waiting.pop(event.exchange, None)) is not None:
+            waiting[0].callback(event.response)
+        elif (registered := self._registrations.pop(event.exchange, None)) is not None:
+            registered[0].answered(event.response)
+            self._rest()
+
+    def _failed(self, event: events.RequestFailed) -> None:
+        pending = (
+            self._waiting.pop(event.exchange, None)
+            or self._pings.pop(event.exchange, None)
+            or self._registrations.pop(event.exchange, None)
+        )
+        if pending is None:
+            return
+        what, started = pending
+        error = _client_error(event.error)
+        error.__cause__ = event.error
+        if isinstance(event.error, coap_errors.RequestTimedOut) and self._heard_at < started:
+            # A server that restarted without a word answers no record of its old associations, and only a
+            # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
+            self._why_lost = str(error)
+            self.close()
+        if isinstance(what, Registration):
+            what.failed(error)
+            self._rest()
+        elif not what.called:
+            # The heartbeat gives its ping up by itself when the association ends.
+            what.errback(Failure(error))
 
 
 def _client_error(error: coap_errors.CoapError) -> ClientError:

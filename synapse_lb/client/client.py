@@ -3,23 +3,39 @@
 
 from __future__ import annotations
 
+import json as json_text
+import random as random_module
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
+import attrs
 from twisted.internet.defer import Deferred
 
 from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import AssociationInfo, Connector
 from synapse_lb.client.counters import Traffic
-from synapse_lb.client.errors import BadRequest, BadResponse, ClientError, RequestTimeout
+from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
+from synapse_lb.client.large import may_be_large
+from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.persistence import Persistence
+from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import Carried, StickySender
+from synapse_lb.client.subject import (
+    Asking,
+    Handler,
+    MatrixSubject,
+    RawSubject,
+    Subject,
+    cursor_of,
+    decoded,
+)
 from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response, encode_request
+from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, encode_request
 from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
 
@@ -27,6 +43,8 @@ T = TypeVar("T")
 Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 
 KEY_VERSIONS: Final = (None, 1)
+SYNC_PATH: Final = "/_matrix/client/r0/sync"
+"""The one that has a path code."""
 _MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
@@ -49,11 +67,17 @@ class LowBandwidthClient:
             None uses text keys and never sends the option, which is critical: servers that do not know it
             refuse it.
         path_codes: send the MSC's short codes in place of paths.
+        q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
+            for request bodies of several blocks, and where an answer may be large; True for every request, raw
+            ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
+            and no further offer on this association.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
+        persistence: the times of observations.
+        random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
         BadUri: the server's address makes no sense.
@@ -69,20 +93,27 @@ class LowBandwidthClient:
         verification: ClientVerification | None = None,
         key_version: int | None = 1,
         path_codes: bool = True,
+        q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
         connect_timeout: float | None = None,
         tuning: Tuning | None = None,
         limits: Limits | None = None,
+        persistence: Persistence | None = None,
+        random: random_module.Random | None = None,
     ) -> None:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
         self._reactor = reactor
         self._key_version = key_version
         self._path_codes = path_codes
-        self._tuning = tuning or Tuning()
+        self._q_block = q_block
+        self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
+        self._persistence = persistence or Persistence()
+        self._random = random or random_module.Random()
         self._several_tokens = False
+        self._observations: set[Observation] = set()
         connector = Connector(
             reactor,
             parse_server(server),
@@ -128,12 +159,15 @@ class LowBandwidthClient:
             cannot be read.
         """
 
+        pairs = _pairs(query)
+        q_block = self._q_block is True or may_be_large(path, pairs)
+
         def encode(carried: Carried) -> CoapRequest:
             try:
                 code, options, payload = encode_request(
                     method,
                     path,
-                    query,
+                    pairs,
                     json,
                     token=carried.token,
                     key_version=self._key_version,
@@ -142,7 +176,7 @@ class LowBandwidthClient:
                 )
             except MappingError as error:
                 raise BadRequest(error.message) from error
-            return CoapRequest(code, Options.of(*options), payload)
+            return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
 
         return self._limited(self._request(encode, token), timeout)
 
@@ -171,6 +205,99 @@ class LowBandwidthClient:
         """
         self._keeper.rebind()
 
+    def observe(
+        self,
+        path: str = SYNC_PATH,
+        query: Query | None = None,
+        *,
+        handler: Handler,
+        token: str | None = None,
+        since: str | None = None,
+        json: Any = NO_BODY,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> Observation:
+        """Observe `/sync`, or another resource (RFC 7641), until it is stopped.
+
+        It outlives associations and restarts of the server; where the server does not notify it polls. See
+        `docs/client.md` for what is guaranteed.
+
+        Args:
+            path: percent-encoded path from its leading slash, or a path code as `/7`.
+            query: query parameters, not percent-encoded.
+            handler: is given the body of each notification, one after another. It returns None, or an awaitable
+                that fires when the body has been processed; only then is the notification acknowledged. If it
+                fails, the observation ends with its error, and the notification is not acknowledged.
+            token: access token.
+            since: where to go on, from `Observation.since` of an earlier observation; None begins anew. It is
+                `pos` for sliding sync.
+            json: the body, for resources that take one: the request is a FETCH then (RFC 8132).
+            on_change: told of each new state.
+
+        Returns:
+            The observation, which has begun.
+        """
+        pairs = tuple(_pairs(query))
+        cursor = cursor_of(path)
+        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
+        if since is None and cursor is not None:
+            since = dict(pairs).get(cursor.parameter)
+        return self._observe(subject, token, handler, since, on_change)
+
+    def observe_sync(
+        self,
+        since: str | None,
+        handler: Handler,
+        *,
+        token: str,
+        filter: str | Mapping[str, Any] | None = None,
+        set_presence: str | None = None,
+        full_state: bool = False,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> Observation:
+        """Observe `/sync`; see `observe`.
+
+        Args:
+            since: where to go on; None begins with the initial sync.
+            handler: is given each sync body.
+            token: access token.
+            filter: id of a filter, or a filter, which may take 248 bytes of percent-encoded JSON at most.
+            set_presence: `offline`, `online` or `unavailable`.
+            full_state: whether the first body has the whole state of all rooms.
+            on_change: told of each new state.
+
+        Returns:
+            The observation, which has begun.
+        """
+        query: list[tuple[str, str]] = []
+        if filter is not None:
+            text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
+            query.append(("filter", text))
+        if set_presence is not None:
+            query.append(("set_presence", set_presence))
+        if full_state:
+            query.append(("full_state", "true"))
+        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
+
+    def raw_observe(
+        self,
+        request: CoapRequest,
+        handler: Callable[[CoapResponse], Any],
+        *,
+        on_change: Callable[[Change], None] | None = None,
+    ) -> Observation:
+        """Observe with a CoAP request just as it is given, but for Observe, and for `since` where it has one.
+
+        Args:
+            request: the request; which resource it means is seen from its path.
+            handler: as of `observe`, but it is given the response.
+            on_change: told of each new state.
+
+        Returns:
+            The observation, which has begun.
+        """
+        subject = RawSubject(request)
+        return self._observe(subject, None, handler, subject.since, on_change)
+
     @property
     def counters(self) -> Traffic:
         """What crossed the wire so far, handshakes and earlier associations included."""
@@ -184,9 +311,13 @@ class LowBandwidthClient:
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
 
+        Observations end as if they had been stopped, but do not tell the server so.
+
         Returns:
             A Deferred that fires when the sockets are closed.
         """
+        for observation in list(self._observations):
+            observation.abandon()
         return self._keeper.close()
 
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
@@ -195,8 +326,59 @@ class LowBandwidthClient:
             sticky=StickySender(self._key_version, always=self._several_tokens),
             tuning=self._tuning,
             limits=self._limits,
+            persistence=self._persistence,
+            random=random_module.Random(self._random.getrandbits(64)),
+            q_block=self._q_block is not False,
             on_lost=on_lost,
         )
+
+    def _observe(
+        self,
+        subject: Subject,
+        token: str | None,
+        handler: Handler,
+        since: str | None,
+        on_change: Callable[[Change], None] | None,
+    ) -> Observation:
+        def changed(change: Change) -> None:
+            if change.state is State.ENDED:
+                self._observations.discard(observation)
+            if on_change is not None:
+                on_change(change)
+
+        observation = Observation(
+            self._reactor,
+            lambda asking: self._register(subject, token, asking),
+            subject,
+            handler,
+            since=since,
+            persistence=self._persistence,
+            random=self._random,
+            on_change=changed,
+        )
+        self._observations.add(observation)
+        observation.start()
+        return observation
+
+    async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
+        if isinstance(subject, RawSubject):
+            channel, carried = await self._keeper.ready(), Carried()
+            if ACCESS_TOKEN in subject.template.options:
+                channel.sticky.carry_always()
+        else:
+            channel = await self._channel_for(token)
+            carried = channel.sticky.prepare(token)
+        registration = Registration(
+            channel,
+            carried,
+            on_version_refused=self._key_version_refused,
+            on_end=lambda: self._keeper.close_if_idle(channel),
+        )
+        registration.send(lambda: subject.request(asking, carried))
+        return registration
+
+    def _key_version_refused(self) -> None:
+        self._key_version = None
 
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
@@ -208,7 +390,7 @@ class LowBandwidthClient:
         channel = await self._keeper.ready()
         if ACCESS_TOKEN in request.options:
             channel.sticky.carry_always()
-        return await channel.request(request)
+        return await channel.request(attrs.evolve(request, q_block=self._q_block is True))
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
         while True:
@@ -228,11 +410,11 @@ class LowBandwidthClient:
                 self._keeper.close_if_idle(channel)
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
-                self._key_version = None
+                self._key_version_refused()
                 continue
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
-            matrix = _decoded(response)
+            matrix = decoded(response)
             if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
@@ -248,11 +430,10 @@ class LowBandwidthClient:
         return channel
 
 
-def _decoded(response: CoapResponse) -> MatrixResponse:
-    try:
-        return decode_response(response.code, response.options, response.payload)
-    except MappingError as error:
-        raise BadResponse(error.message, response.code) from error
+def _pairs(query: Query | None) -> list[tuple[str, str]]:
+    """Query parameters as pairs."""
+    pairs = query.items() if isinstance(query, Mapping) else query or ()
+    return [(name, each) for name, value in pairs for each in ([value] if isinstance(value, str) else value)]
 
 
 def _errcode(response: MatrixResponse) -> object:

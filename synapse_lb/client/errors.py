@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synapse_lb.coap.events import CoapResponse
+    from synapse_lb.msc3079.messages import MatrixResponse
+
 
 class ClientError(Exception):
     """Base of everything that the client raises."""
@@ -79,3 +85,30 @@ class BadResponse(ClientError):
     def __init__(self, message: str, code: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+
+
+class ServerUnavailable(ClientError):
+    """The server cannot serve an observation now (5.xx, 4.29); it is asked again later."""
+
+
+class ObservationEnded(ClientError):
+    """The server's answer ends an observation for good: to ask for the same again would be in vain.
+
+    Args:
+        message: what it said.
+        response: the CoAP response.
+        matrix: the Matrix answer in it; None if there is none.
+    """
+
+    def __init__(self, message: str, response: CoapResponse, matrix: MatrixResponse | None) -> None:
+        super().__init__(message)
+        self.response = response
+        self.matrix = matrix
+
+
+class TokenRejected(ObservationEnded):
+    """The server does not take the access token (any more): it was revoked, or the user was logged out."""
+
+
+class ObservationRefused(ObservationEnded):
+    """The server refuses the request itself, for example because it does not know the place to go on from."""

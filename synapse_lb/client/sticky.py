@@ -86,13 +86,17 @@ class StickySender:
             carried: what `prepare` gave for it.
             unauthorized: whether the answer was 4.01, after which the server may have forgotten the token.
         """
-        if carried.key_version is not None:
-            self._key_version_known = True
+        self.notified(carried)
         if unauthorized:
             self._token_known = False
-        elif carried.token is not None and carried.token == self._token:
-            self._token_known = True
         self._leave(carried)
+
+    def notified(self, carried: Carried) -> None:
+        """Take note of a notification: the server has the request's options, and further messages repeat them."""
+        if carried.key_version is not None:
+            self._key_version_known = True
+        if carried.token is not None and carried.token == self._token:
+            self._token_known = True
 
     def unsent(self, carried: Carried) -> None:
         """Take note that a request could not be sent after all."""

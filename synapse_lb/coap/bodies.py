@@ -8,7 +8,7 @@ the longest goes first: of the same peer when the peer is over its bounds, of an
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar
 
 from attrs import define
@@ -31,6 +31,7 @@ class Body:
         deadline: Monotonic seconds; then it goes.
         timer: Set for the deadline, or for one that it had before.
         further_timer: One of its makers; cancelled when it goes.
+        pinned: Whether it stays beyond its deadline, and is evicted only when no other can be.
     """
 
     peer: PeerState
@@ -39,6 +40,7 @@ class Body:
     deadline: float = 0.0
     timer: Timer | None = None
     further_timer: Timer | None = None
+    pinned: bool = False
 
 
 B = TypeVar("B", bound=Body)
@@ -67,12 +69,16 @@ class BodyStore(Generic[B]):
     Args:
         core: What the layers share.
         bounds: Its bounds.
-        on_evicted: Called for each entry that makes room for another.
+        on_evicted: Called for each entry that makes room for another, with the time.
         on_expired: Called for each entry whose time is over.
     """
 
     def __init__(
-        self, core: Core, bounds: Bounds, on_evicted: Callable[[], None], on_expired: Callable[[], None]
+        self,
+        core: Core,
+        bounds: Bounds,
+        on_evicted: Callable[[B, float], None],
+        on_expired: Callable[[], None],
     ) -> None:
         self._core = core
         self._bounds = bounds
@@ -163,6 +169,8 @@ class BodyStore(Generic[B]):
 
     def _due(self, body: B, now: float) -> None:
         body.timer = None
+        if body.pinned:
+            body.deadline = max(body.deadline, now + self._bounds.lifetime)
         if body.deadline > now:
             body.timer = self._core.timers.schedule(body.deadline, lambda now: self._due(body, now))
             return
@@ -180,12 +188,14 @@ class BodyStore(Generic[B]):
         while self._bytes > bounds.bytes_total and self._evict_first(self._all.values(), kept, now):
             pass
 
-    def _evict_first(self, candidates: Iterable[B], kept: B, now: float) -> bool:
+    def _evict_first(self, candidates: Collection[B], kept: B, now: float) -> bool:
         """Let the first of the candidates go that is not `kept`; return whether there was one."""
-        victim = next((body for body in candidates if body is not kept), None)
+        victim = next((body for body in candidates if body is not kept and not body.pinned), None)
+        if victim is None:
+            victim = next((body for body in candidates if body is not kept), None)
         if victim is None:
             return False
         self.discard(victim)
-        self._on_evicted()
+        self._on_evicted(victim, now)
         self._core.tend(victim.peer, now)
         return True

@@ -7,7 +7,7 @@ once, which floods a slow one. Here a window does both:
 - It starts with few blocks, the fewer the longer the first block took, and doubles each round trip.
 - The queue on the way is what a round trip takes longer than the shortest that was seen. It may grow to
   `QUEUE_TARGET` seconds and one block; then the window shrinks to what keeps it there (as in TCP Vegas, RFC 6817).
-- The window never exceeds twice what fills the way at the rate at which blocks *do* arrive, and two blocks.
+- The window never grows beyond twice what fills the way at the rate at which blocks *do* arrive, and one block.
 - A loss says little on a lossy way. Where there is no queue, one loss in a round trip is tolerated, or an eighth of
   the window. More of them, or with a queue, and the window becomes what fills the way (as in TCP Westwood), but it
   is never more than halved in one round trip. Where there is no queue it grows by an eighth each round trip.
@@ -139,10 +139,9 @@ class CongestionWindow:
                 share = (self._base + allowed) / (self._base + queue)
                 self._reduce(self._window * max(share, 0.5), now)
         elif self._window < self._threshold:
-            self._window += 1
+            self._grow(1.0)
         elif queue < allowed / 2:
-            self._window += max(1.0, self._window / 8) / self._window
-        self._window = min(self._window, self._limit, self._full() + LEAST_WINDOW)
+            self._grow(max(1.0, self._window / 8) / self._window)
 
     def lost(self, mark: Mark, now: float) -> None:
         """Take in that a datagram with this mark was lost."""
@@ -154,7 +153,8 @@ class CongestionWindow:
             return
         if self._round_losses <= max(1.0, self._window * TOLERATED) and self._queue() < self._allowed():
             return
-        self._reduce(min(self._window, max(self._full() / 2, self._window / 2)), now)
+        filling = self._full() / 2 if self._recent else 0.0
+        self._reduce(min(self._window, max(filling, self._window / 2)), now)
 
     def expired(self, now: float) -> None:
         """Take in that nothing has arrived for `timeout` seconds."""
@@ -163,6 +163,11 @@ class CongestionWindow:
             self._threshold = max(self._window / 2, self._least)
         self._window = float(self._least)
         self._reduced_at = now
+
+    def _grow(self, by: float) -> None:
+        """Grow, but not beyond what the rate justifies."""
+        most = min(self._full() + 1, self._limit)
+        self._window = max(self._window, min(self._window + by, most))
 
     def _reduce(self, window: float, now: float) -> None:
         self._window = self._threshold = max(window, self._least)

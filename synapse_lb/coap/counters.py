@@ -30,9 +30,16 @@ class Counters:
         responses_suppressed: Responses not sent because of No-Response (RFC 7967).
         responses_undelivered: Responses rejected, or not acknowledged.
         responses_too_large: Responses replaced by 5.00, since they exceeded a limit.
+        observations_refused: Registrations served as plain requests, since the peer had too many.
+        notifications_sent: Notifications of the application that were sent (RFC 7641).
+        notifications_delivered: Notifications acknowledged, and fetched if they took several blocks.
+        notifications_failed: Notifications that were not; each has ended an observation.
         requests_sent: Requests begun in the client role; pings are not counted.
         requests_failed: Requests of the client role that failed.
         responses_received: Whole responses handed to the application.
+        notifications_received: Whole notifications handed to the application.
+        notifications_stale: Notifications dropped because a newer one was there (RFC 7641 section 3.4).
+        notifications_refused: Notifications ignored because too many were not confirmed yet.
         blocks_received: Messages received with a block of a larger body (RFC 7959).
         blocks_sent: Messages sent with a block of a larger body.
         transfers_restarted: Downloads begun anew, since the representation had changed (section 2.4).
@@ -66,9 +73,16 @@ class Counters:
     responses_suppressed: int = 0
     responses_undelivered: int = 0
     responses_too_large: int = 0
+    observations_refused: int = 0
+    notifications_sent: int = 0
+    notifications_delivered: int = 0
+    notifications_failed: int = 0
     requests_sent: int = 0
     requests_failed: int = 0
     responses_received: int = 0
+    notifications_received: int = 0
+    notifications_stale: int = 0
+    notifications_refused: int = 0
     blocks_received: int = 0
     blocks_sent: int = 0
     transfers_restarted: int = 0

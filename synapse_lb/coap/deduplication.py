@@ -118,6 +118,11 @@ class DuplicateTable:
             self._latest = max(self._latest, seen.expires)
             (self._harmless if seen.harmless else self._others).move_to_end(seen.message_id)
 
+    def forget(self, seen: Seen) -> None:
+        """Treat the next copy of a message as if it were the first."""
+        if self._seen.get(seen.message_id) is seen:
+            self._remove(seen)
+
     def acknowledged(self, seen: Seen, reply: bytes) -> None:
         """Keep what was sent so far in reply to a message that is still being worked on."""
         if self._seen.get(seen.message_id) is seen:

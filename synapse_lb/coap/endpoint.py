@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The CoAP endpoint: RFC 7252 and RFC 7959 for many peers, in both roles, without any I/O.
+"""The CoAP endpoint: RFC 7252, RFC 7641 and RFC 7959 for many peers, in both roles, without any I/O.
 
 Datagrams and the time go in, datagrams and events come out:
 
     receive --> Message.decode --> ACK, RST --> reliability ---> requester --> next_event
                     |               request --> deduplication -> responder --> next_event
                     |               response ------------------> requester --> next_event
-    datagrams_to_send <-- reliability <-- responder (respond), requester (request)
+    datagrams_to_send <-- reliability <-- responder (respond, notify), requester (request, confirm)
     next_timer, handle_timer: one heap for all of it
 
 What is kept of a peer is made when it is needed and goes when nothing is pending; only `set_peer` leaves
@@ -154,6 +154,29 @@ class Endpoint:
         """
         self._core.tend(self._responder.respond(exchange, response, now), now)
 
+    def notify(self, exchange: int, response: CoapResponse, now: float) -> None:
+        """Send a notification, with a body of any size; the outcome is `NotificationDelivered` or
+        `NotificationFailed` (RFC 7641 section 4).
+
+        The first one makes the registration an observation, which ends when a notification fails, when the peer
+        ends it (`RequestCancelled`), or with `respond`: its response tells the peer that there will be no more, and
+        is Confirmable. A notification that is still on its way is dropped by it. The Observe option is added here.
+
+        Args:
+            exchange: From a `RequestReceived` whose options have Observe with the value 0.
+            response: Whole, with a code of success.
+            now: Monotonic seconds.
+
+        Raises:
+            ExchangeUnknown: The exchange has ended.
+            NotObserved: Its request is no registration.
+            NotificationInFlight: The outcome of the last one is still to come.
+            MessageError: The code is none of success.
+            MessageTooLarge: The body is over `Limits.snapshot_bytes_per_peer`, or the options leave no room for it.
+            OptionError: An option of the response has no wire form.
+        """
+        self._core.tend(self._responder.notify(exchange, response, now), now)
+
     def acknowledge(self, exchange: int, now: float) -> None:
         """Send the empty ACK at once, since the response will take long (RFC 7252 section 5.2.2).
 
@@ -163,8 +186,12 @@ class Endpoint:
 
     # --- client role ---
 
-    def request(self, peer: Peer, request: CoapRequest, now: float) -> int:
+    def request(self, peer: Peer, request: CoapRequest, now: float, *, replacing: int | None = None) -> int:
         """Send a request, with a body of any size; its outcome is `ResponseReceived` or `RequestFailed`.
+
+        A GET or FETCH with Observe 0 registers for notifications (RFC 7641): before its outcome there is a
+        `NotificationReceived` for each of them, if the peer has any. The first may take as long as it likes,
+        unless the request is Non-confirmable: whether the peer is there is the application's concern.
 
         Block1, Block2, Size1, Size2 and Request-Tag among its options are left out: they are chosen here.
 
@@ -172,6 +199,9 @@ class Endpoint:
             peer: To whom.
             request: Whole.
             now: Monotonic seconds.
+            replacing: The exchange of a registration that ends in silence, and whose token this request gets, so
+                that it takes its place with the peer too (RFC 7641 section 3.3.1). A notification of it that is
+                still on its way is taken for one of the new registration.
 
         Returns:
             The number of the exchange.
@@ -181,10 +211,11 @@ class Endpoint:
             MessageTooLarge: It does not fit in the datagrams that the peer can be sent, not even in blocks.
             OptionError: One of its options has no wire form.
             TooManyExchanges: `Limits.max_exchanges_per_peer` requests to the peer are open.
+            NotObserved: `replacing` is no open registration with the peer.
         """
         state = self._core.peer_state(peer)
         try:
-            return self._requester.request(state, request, now)
+            return self._requester.request(state, request, now, replacing)
         finally:
             self._core.tend(state, now)
 
@@ -203,8 +234,34 @@ class Endpoint:
         finally:
             self._core.tend(state, now)
 
+    def confirm(self, exchange: int, now: float) -> None:
+        """Say that a notification has been processed; if it came in a Confirmable message, its ACK leaves now.
+
+        Call it once for each `NotificationReceived`, in their order: it means the oldest that is not confirmed.
+        Nothing happens if there is none, or the observation has ended.
+
+        Args:
+            exchange: Of the registration.
+            now: Monotonic seconds.
+        """
+        self._requester.confirm(exchange)
+
+    def deregister(self, exchange: int, now: float) -> None:
+        """End an observation of ours with a request (RFC 7641 section 3.6); the outcome is the response to that,
+        `ResponseReceived` or `RequestFailed`.
+
+        Notifications that are not confirmed never will be. Nothing happens if there is no such observation.
+        """
+        state = self._requester.deregister(exchange, now)
+        if state is not None:
+            self._core.tend(state, now)
+
     def cancel(self, exchange: int, now: float) -> None:
-        """Forget a request of ours; no event of it will come. Nothing happens if it has ended."""
+        """Forget a request of ours; no event of it will come. Nothing happens if it has ended.
+
+        An observation ends with a Reset: for the notifications that are not confirmed at once, else for the next
+        one (RFC 7641 section 3.6).
+        """
         state = self._requester.cancel(exchange, now)
         if state is not None:
             self._core.tend(state, now)

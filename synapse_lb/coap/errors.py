@@ -69,6 +69,22 @@ class ExchangeUnknown(LocalError):
         self.exchange = exchange
 
 
+class NotObserved(LocalError):
+    """A notification, or the end of an observation, for an exchange that is none (RFC 7641 section 4.1)."""
+
+    def __init__(self, exchange: int) -> None:
+        super().__init__(f"exchange {exchange} is no observation")
+        self.exchange = exchange
+
+
+class NotificationInFlight(LocalError):
+    """The last notification of the observation is not delivered yet (RFC 7641 section 4.5.1)."""
+
+    def __init__(self, exchange: int) -> None:
+        super().__init__(f"the last notification of exchange {exchange} is not delivered yet")
+        self.exchange = exchange
+
+
 class TooManyExchanges(LocalError):
     """The limit of open exchanges with one peer is reached (`Limits.max_exchanges_per_peer`)."""
 

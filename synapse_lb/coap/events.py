@@ -34,12 +34,15 @@ class CoapRequest:
         options: As received or to be sent; without those of the block-wise transfer.
         payload: The whole body.
         confirmable: Whether it travels in Confirmable messages.
+        q_block: Whether its response may be large enough for an offer of Q-Block, which takes three bytes, to a
+            peer that `Endpoint.set_peer` names for it. A body of several blocks makes the offer in any case.
     """
 
     code: int = field(repr=code_to_text)
     options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=_length)
     confirmable: bool = True
+    q_block: bool = field(default=True, repr=False, eq=False)
 
 
 @frozen
@@ -68,11 +71,30 @@ class CancelReason(Enum):
     """The security association has ended."""
     EXPIRED = "expired"
     """The exchange outlived its time, or made room for newer ones."""
+    DEREGISTERED = "deregistered"
+    """The peer has ended its observation with a request of its own, which follows (RFC 7641 section 3.6)."""
+
+
+class NotificationFailure(Enum):
+    """Why a notification did not reach its observer, and the observation has ended."""
+
+    TIMED_OUT = "timed out"
+    """It was not acknowledged, after all retransmissions and in the time for processing it."""
+    RESET = "reset"
+    """The observer rejected it, because it has lost interest (RFC 7641 section 3.6)."""
+    STALLED = "stalled"
+    """The observer stopped asking for its blocks, or has all of them and does not acknowledge."""
+    DISPLACED = "displaced"
+    """Its body had to make room for others before it was fetched."""
 
 
 @frozen
 class RequestReceived:
-    """Server role: a whole request has come in; answer it with `Endpoint.respond`."""
+    """Server role: a whole request has come in; answer it with `Endpoint.respond`.
+
+    It may be answered with `Endpoint.notify` if, and only if, its options have Observe with the value 0
+    (RFC 7641 section 4.1). Observe with the value 1 ends an observation; the request is answered like any other.
+    """
 
     peer: Peer
     exchange: int
@@ -97,6 +119,23 @@ class ResponseUndelivered:
 
 
 @frozen
+class NotificationDelivered:
+    """Server role: the notification was acknowledged, and fetched to its last block; the next may follow."""
+
+    peer: Peer
+    exchange: int
+
+
+@frozen
+class NotificationFailed:
+    """Server role: the notification was not delivered; the observation has ended with it."""
+
+    peer: Peer
+    exchange: int
+    reason: NotificationFailure
+
+
+@frozen
 class ResponseReceived:
     """Client role: the whole response to a request."""
 
@@ -115,6 +154,25 @@ class RequestFailed:
 
 
 @frozen
+class NotificationReceived:
+    """Client role: a whole notification, newer than those before (RFC 7641 section 3).
+
+    To each of them belongs one call of `Endpoint.confirm`, in their order, when it has been processed.
+
+    Attributes:
+        peer: From whom.
+        exchange: Of the registration.
+        response: Whole, without the Observe option.
+        sequence: The value of that.
+    """
+
+    peer: Peer
+    exchange: int
+    response: CoapResponse
+    sequence: int
+
+
+@frozen
 class PongReceived:
     """Client role: the peer has answered a ping (RFC 7252 section 4.3)."""
 
@@ -123,6 +181,14 @@ class PongReceived:
 
 
 Event = (
-    RequestReceived | RequestCancelled | ResponseUndelivered | ResponseReceived | RequestFailed | PongReceived
+    RequestReceived
+    | RequestCancelled
+    | ResponseUndelivered
+    | NotificationDelivered
+    | NotificationFailed
+    | ResponseReceived
+    | RequestFailed
+    | NotificationReceived
+    | PongReceived
 )
 """Everything that `Endpoint.next_event` returns."""

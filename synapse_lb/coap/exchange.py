@@ -20,9 +20,12 @@ from synapse_lb.coap.deduplication import Seen
 from synapse_lb.coap.timers import Timer
 
 if TYPE_CHECKING:
+    from synapse_lb.coap.notifications import Notification
+    from synapse_lb.coap.observations import Observation
     from synapse_lb.coap.peers import PeerState
     from synapse_lb.coap.qblock_stream import Stream
     from synapse_lb.coap.reliability import Transmission
+    from synapse_lb.coap.snapshots import Snapshot
     from synapse_lb.coap.transfer import Transfer
 
 
@@ -45,6 +48,12 @@ class State(Enum):
     """Server: the application has the request, the peer an empty ACK."""
     DELIVERING = "delivering"
     """Server: the response is sent in a Confirmable message of its own."""
+    NOTIFYING = "notifying"
+    """Server: a notification is on its way, or waits to be."""
+    OBSERVED = "observed"
+    """Server: the last notification was delivered."""
+    OBSERVING = "observing"
+    """Client: there was a notification, and there may be more."""
     ENDED = "ended"
     """Nothing will be sent or reported any more."""
 
@@ -65,6 +74,12 @@ class Step(Enum):
     """We send an empty ACK for the peer's request."""
     DELIVER = "deliver"
     """We send the response separately and want it acknowledged."""
+    NOTIFY = "notify"
+    """We send a notification."""
+    NOTIFIED = "notified"
+    """The peer has the notification."""
+    OBSERVE = "observe"
+    """The peer sent a notification."""
     END = "end"
 
 
@@ -81,6 +96,18 @@ class Step(Enum):
 #                                          (RFC 7252 sections 4.2, 4.3, 5.2.1 to 5.2.3)
 #
 #   READY <-> STREAMING -> ENDED             (RFC 9177)
+#
+#    our registration                                   the peer's registration
+#
+#   REQUESTING, AWAITING                              PROCESSING (NON), ACCEPTED
+#       |  notification                                     |  notification
+#       v                                                   v     delivered
+#   OBSERVING --> READY (a last response, in blocks)    NOTIFYING ----------> OBSERVED
+#       |                                                 |  | ^ notification   | |
+#       v                                     last response  | '----------------' | last response
+#     ENDED                                DELIVERING <---'  '---> ENDED <--------'--> DELIVERING
+#
+#                                                         (RFC 7641 sections 3.2, 3.6, 4.2 and 4.5)
 TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = MappingProxyType(
     {
         (State.READY, Step.SEND_CONFIRMABLE): State.REQUESTING,
@@ -96,11 +123,24 @@ TRANSITIONS: Final[Mapping[tuple[State, Step], State]] = MappingProxyType(
         (State.AWAITING, Step.BLOCK_DONE): State.READY,
         (State.AWAITING, Step.END): State.ENDED,
         (State.PINGING, Step.END): State.ENDED,
+        (State.REQUESTING, Step.OBSERVE): State.OBSERVING,
+        (State.AWAITING, Step.OBSERVE): State.OBSERVING,
+        (State.OBSERVING, Step.OBSERVE): State.OBSERVING,
+        (State.OBSERVING, Step.BLOCK_DONE): State.READY,
+        (State.OBSERVING, Step.END): State.ENDED,
         (State.PROCESSING, Step.ACKNOWLEDGE): State.ACCEPTED,
         (State.PROCESSING, Step.END): State.ENDED,
         (State.ACCEPTED, Step.DELIVER): State.DELIVERING,
         (State.ACCEPTED, Step.END): State.ENDED,
         (State.DELIVERING, Step.END): State.ENDED,
+        (State.PROCESSING, Step.NOTIFY): State.NOTIFYING,
+        (State.ACCEPTED, Step.NOTIFY): State.NOTIFYING,
+        (State.OBSERVED, Step.NOTIFY): State.NOTIFYING,
+        (State.NOTIFYING, Step.NOTIFIED): State.OBSERVED,
+        (State.NOTIFYING, Step.DELIVER): State.DELIVERING,
+        (State.OBSERVED, Step.DELIVER): State.DELIVERING,
+        (State.NOTIFYING, Step.END): State.ENDED,
+        (State.OBSERVED, Step.END): State.ENDED,
     }
 )
 """What may happen, and where it leads. What is absent must not happen."""
@@ -158,6 +198,10 @@ class ClientExchange(Exchange):
         stream: Its blocks that are under way, several at once (RFC 9177); None if it has none.
         started: When its current message was sent, in monotonic seconds.
         fell_back: Whether it was made once more without Q-Block.
+        own_token: The token for the message that ends the request, if it is to be that of another exchange.
+        observation: What is observed with it; None if it is no registration.
+        deregisters: Whether it ends an observation.
+        fetches_for: The registration for which it fetches the further blocks of a notification.
     """
 
     state: State = State.READY
@@ -167,6 +211,16 @@ class ClientExchange(Exchange):
     stream: Stream | None = None
     started: float = 0.0
     fell_back: bool = False
+    own_token: bytes | None = None
+    observation: Observation | None = None
+    deregisters: bool = False
+    fetches_for: ClientExchange | None = None
+
+    @property
+    def awaits_notification(self) -> bool:
+        """Whether it has been sent and may be answered whenever there is something to notify of."""
+        registers = self.observation is not None and self.confirmable
+        return registers and self.transfer is not None and not self.transfer.answered_at_once
 
 
 @define(eq=False, kw_only=True)
@@ -182,6 +236,9 @@ class ServerExchange(Exchange):
         q_block: What of the response the client wants at first; None if it did not say that it knows Q-Block2.
         szx: Size exponent of the largest block that the client wants; None if it did not say.
         wants_size: Whether the client asks for the size of the body (RFC 7959 section 4).
+        snapshot: Of a response in several blocks that is being delivered.
+        registers: Whether it may be answered with notifications.
+        notification: The one that is on its way.
         no_response: Value of the No-Response option (RFC 7967 section 2); 0 to send all responses.
     """
 
@@ -195,3 +252,11 @@ class ServerExchange(Exchange):
     szx: int | None = None
     wants_size: bool = False
     no_response: int = 0
+    snapshot: Snapshot | None = None
+    registers: bool = False
+    notification: Notification | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether there was a notification."""
+        return self.state in (State.NOTIFYING, State.OBSERVED)

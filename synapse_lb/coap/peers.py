@@ -10,6 +10,7 @@ from attrs import define, field
 
 from synapse_lb.coap.deduplication import DuplicateTable
 from synapse_lb.coap.events import Peer
+from synapse_lb.coap.observe import FIRST_NUMBER, following
 from synapse_lb.coap.rto import RetransmissionTimeout
 from synapse_lb.coap.timers import Timer
 
@@ -53,10 +54,12 @@ class PeerState:
             (EXCHANGE_LIFETIME, RFC 7252 section 4.4).
         last_token: The value of the token used last.
         outstanding: Confirmable messages that are not acknowledged, by message id.
-        windowed: How many of them do not count for NSTART, since a window of their own holds them.
         queue: Confirmable messages that wait for NSTART to let them go.
         dedup: The messages that were received.
         serving: Requests of the peer that are open, by token.
+        observations: How many of those are registrations or observations.
+        observe_number: For the next notification to it. It is one for all its observations, and so goes on rising
+            when a registration replaces another (RFC 7641 section 4.4).
         requesting: Requests of ours that are open, by the token of the current message.
         further_tokens: How many tokens in `requesting` are not the only one of their request (RFC 9177).
         pings: Pings that are not answered.
@@ -73,9 +76,10 @@ class PeerState:
     message_ids_until: float = 0.0
     last_token: int = 0
     outstanding: dict[int, Transmission] = field(factory=dict)
-    windowed: int = 0
     queue: deque[Transmission] = field(factory=deque)
     serving: dict[bytes, ServerExchange] = field(factory=dict)
+    observations: int = 0
+    observe_number: int = FIRST_NUMBER
     requesting: dict[bytes, ClientExchange] = field(factory=dict)
     further_tokens: int = 0
     pings: int = 0
@@ -101,6 +105,12 @@ class PeerState:
     def keep_message_ids(self, now: float, lifetime: float) -> None:
         """Keep the counter of message ids for so many seconds from now."""
         self.message_ids_until = max(self.message_ids_until, now + lifetime)
+
+    def take_observe_number(self) -> int:
+        """Return the number for a new notification."""
+        number = self.observe_number
+        self.observe_number = following(number)
+        return number
 
     def take_token(self) -> bytes:
         """Return a token that none of our open requests to the peer has (RFC 7252 section 5.3.1)."""

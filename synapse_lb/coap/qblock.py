@@ -3,6 +3,19 @@
 
 Q-Block differs from Block in that many blocks are under way at once. A body is cut into sets of MAX_PAYLOADS
 blocks; what has been lost is named and sent again, and nothing else is.
+
+Where this package does other than RFC 9177 recommends, always in a way that its peer cannot tell from the RFC's:
+
+- A client asks for the first block only (Q-Block2 0/0/szx), in a Confirmable message, and then drives the transfer
+  itself with Non-confirmable requests: for several sets at once, or for less than one, as `congestion` says.
+- A server sends no set before it is asked for (section 7.2 has NON_TIMEOUT for that); `qblock_server` says why.
+- The client's wait for missing blocks follows the measured round trip instead of NON_RECEIVE_TIMEOUT, and it gives
+  up after NON_MAX_RETRANSMIT requests in vain, but not before MAX_TRANSMIT_SPAN. `Tuning.adaptive_rto` off restores
+  the RFC's times. The server's wait is NON_RECEIVE_TIMEOUT, or three times the gap between blocks.
+- A request body goes up in Confirmable blocks, with a window in place of NSTART (section 7.1 leaves that open), unless
+  the request is Non-confirmable: then it goes in sets, as section 7.2 has it.
+- A body that a server does not keep any more is never made anew for a later block: 4.08 (section 4.4 would allow it).
+- PROBING_RATE holds up the next Non-confirmable body to a silent peer by sending it with Block1.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from synapse_lb.coap.block import Block
 from synapse_lb.coap.blockwise import room_for_payload
 from synapse_lb.coap.congestion import CongestionWindow
 from synapse_lb.coap.core import Core
-from synapse_lb.coap.errors import RequestTimedOut
-from synapse_lb.coap.events import CoapResponse
+from synapse_lb.coap.errors import MessageTooLarge, RequestTimedOut
+from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.exchange import ClientExchange, State, Step
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type
@@ -66,12 +66,19 @@ class QBlockClient:
         self._tag = (self._tag + 1) % (1 << 24)
         return self._tag.to_bytes(3, "big")
 
-    def offers(self, state: PeerState, now: float, *, confirmable: bool) -> bool:
-        """Whether the peer is offered Q-Block for a request."""
+    def offers(self, state: PeerState, request: CoapRequest, now: float) -> bool:
+        """Whether the peer is offered Q-Block for a request.
+
+        Not for a registration (RFC 7641): its notifications come in Confirmable messages, and Block2.
+        """
         settings = state.settings
         if not (self._core.tuning.q_block and settings.q_block):
             return False
-        return confirmable or now >= settings.silent_until
+        if request.options.get_uint(OptionNumber.OBSERVE) == 0:
+            return False
+        if not request.q_block and len(request.payload) <= 16 << self._core.limits.block_szx:
+            return False
+        return request.confirmable or now >= settings.silent_until
 
     def upload(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
         """Send the request body of a transfer, which takes several blocks."""
@@ -119,7 +126,11 @@ class QBlockClient:
         self._counters.q_block_fallbacks += 1
         exchange.fell_back = True
         exchange.peer.settings.q_block = False
-        transfer.fall_back()
+        try:
+            transfer.fall_back()
+        except MessageTooLarge as error:
+            self._host.fail(exchange, error, now)
+            return
         self._again(exchange, transfer, now)
 
     def _again(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:

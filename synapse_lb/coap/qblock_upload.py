@@ -23,6 +23,7 @@ it has arrived; a 4.08 names what has not (RFC 9177 section 7.2).
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from attrs import define
 
@@ -192,8 +193,9 @@ class Uploader:
     def _forget_tokens(self, exchange: ClientExchange, stream: Stream) -> None:
         """Give back the oldest tokens, if there are many."""
         surplus = len(stream.tokens) - TOKENS_KEPT - len(stream.transmissions)
-        for token in list(stream.tokens)[: max(0, surplus)]:
-            if token not in stream.transmissions:
+        if surplus > 0:
+            idle = (token for token in stream.tokens if token not in stream.transmissions)
+            for token in list(islice(idle, surplus)):
                 release_token(exchange, stream, token)
 
     # --- Non-confirmable ---

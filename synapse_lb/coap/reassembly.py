@@ -134,7 +134,7 @@ class Reassembly:
         if upload is not None:
             self.store.discard(upload)
 
-    def _evicted(self) -> None:
+    def _evicted(self, _upload: Upload, _now: float) -> None:
         self._counters.reassembly_evictions += 1
 
     def _expired(self) -> None:

@@ -2,7 +2,9 @@
 """Reliable transmission of Confirmable messages (RFC 7252 section 4.2) and its congestion control (section 4.7).
 
 Of each peer at most NSTART messages are outstanding; further ones wait in order. There are never more of them
-than open exchanges, which are bounded. The timeout follows the round trip (`rto`) and doubles with each
+than open exchanges, which are bounded. A message whose acknowledgement the peer may hold back while it works on it
+(a notification) counts until its first retransmission only, so that it does not keep others waiting; its copies
+are ever further apart. The timeout follows the round trip (`rto`) and doubles with each
 retransmission. A small timeout must not make a short outage a failure: besides MAX_RETRANSMIT, an adaptive
 transmission uses up MAX_TRANSMIT_SPAN before it is given up.
 """
@@ -47,7 +49,9 @@ class Transmission:
         last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
-        windowed: Whether it does not count for NSTART.
+        patience: Seconds for which the peer may hold the ACK back; 0 if it may not.
+        yielding: Whether it does not, or no longer, count for NSTART.
+        measurable: Whether the time of its ACK tells something of the way to the peer.
         timer: When the next copy is due; None while it is queued.
     """
 
@@ -60,7 +64,9 @@ class Transmission:
     last_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
-    windowed: bool = False
+    patience: float = 0.0
+    yielding: bool = False
+    measurable: bool = True
     timer: Timer | None = None
 
 
@@ -83,6 +89,7 @@ class ReliabilityLayer:
         *,
         allowance: float = 0.0,
         windowed: bool = False,
+        patience: float = 0.0,
     ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
 
@@ -93,29 +100,51 @@ class ReliabilityLayer:
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
             windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7).
+            patience: Seconds for which it may hold the ACK back, because it works on the message. So long the ACK
+                is waited for, also after the last copy.
 
         Raises:
             MessageError: The message has no wire form.
             OptionError: One of its options has none.
         """
         transmission = Transmission(
-            state, message, message.encode(), on_outcome, allowance, windowed=windowed
+            state, message, message.encode(), on_outcome, allowance, yielding=windowed, patience=patience
         )
-        if windowed or self._has_room(state):
+        if windowed:
             self._start(transmission, now)
         else:
             state.queue.append(transmission)
+            self._start_queued(state, now)
         return transmission
+
+    def pause(self, transmission: Transmission, now: float) -> None:
+        """Send no more copies: the peer has shown that it has the message. Its ACK is still waited for."""
+        if self._is_outstanding(transmission):
+            self._core.timers.cancel(transmission.timer)
+            # However long it takes the peer to fetch the rest, and to acknowledge or reject it all.
+            transmission.measurable = False
+            self._yield(transmission, now)
+
+    def resume(self, transmission: Transmission, now: float) -> None:
+        """Send copies again, if the ACK does not come: it may be held back no more, or it got lost."""
+        if not self._is_outstanding(transmission):
+            return
+        self._core.timers.cancel(transmission.timer)
+        self._yield(transmission, now)
+        transmission.measurable = False
+        transmission.first_sent = transmission.last_sent = now
+        transmission.retransmissions = 0
+        transmission.timeout = transmission.peer.settings.rto.draw(self._core.random)
+        self._await(transmission, now + transmission.timeout)
 
     def stop(self, transmission: Transmission | None, now: float) -> None:
         """End a transmission whose outcome nobody waits for. None, and one that has ended, are left alone."""
         if transmission is None:
             return
-        state = transmission.peer
-        if state.outstanding.get(transmission.message.message_id) is transmission:
+        if self._is_outstanding(transmission):
             self._remove(transmission, now)
-        elif transmission in state.queue:
-            state.queue.remove(transmission)
+        elif transmission in transmission.peer.queue:
+            transmission.peer.queue.remove(transmission)
 
     def stop_all(self, state: PeerState) -> None:
         """End all transmissions to a peer."""
@@ -123,10 +152,6 @@ class ReliabilityLayer:
         for transmission in state.outstanding.values():
             self._core.timers.cancel(transmission.timer)
         state.outstanding.clear()
-        state.windowed = 0
-
-    def _has_room(self, state: PeerState) -> bool:
-        return len(state.outstanding) - state.windowed < self._core.tuning.nstart
 
     def receive_acknowledgement(self, state: PeerState, message: Message, now: float) -> bool:
         """Take in an ACK, empty or with a piggybacked response.
@@ -163,7 +188,6 @@ class ReliabilityLayer:
     def _start(self, transmission: Transmission, now: float) -> None:
         state = transmission.peer
         state.outstanding[transmission.message.message_id] = transmission
-        state.windowed += transmission.windowed
         transmission.first_sent = now
         transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
         self._transmit(transmission, now)
@@ -172,23 +196,33 @@ class ReliabilityLayer:
         transmission.peer.keep_message_ids(now, self._core.tuning.exchange_lifetime)
         self._core.send_datagram(transmission.peer.peer, transmission.datagram)
         transmission.last_sent = now
+        self._await(transmission, now + transmission.timeout)
+
+    def _await(self, transmission: Transmission, deadline: float) -> None:
         transmission.timer = self._core.timers.schedule(
-            now + transmission.timeout, lambda now: self._timed_out(transmission, now)
+            deadline, lambda now: self._timed_out(transmission, now)
         )
 
     def _timed_out(self, transmission: Transmission, now: float) -> None:
         rto = transmission.peer.settings.rto
         if self._exhausted(transmission, now):
+            if now < transmission.first_sent + transmission.patience:
+                self._await(transmission, transmission.first_sent + transmission.patience)
+                return
             self._core.counters.timeouts += 1
             self._remove(transmission, now)
             transmission.on_outcome(Outcome.TIMED_OUT, None, now)
             self._core.tend(transmission.peer, now)
             return
         transmission.timeout = rto.doubled(transmission.timeout)
-        rto.backed_off(transmission.timeout / self._core.tuning.ack_random_factor)
+        # The missing ACK of a message that the peer works on is less of a sign: it counts once.
+        if transmission.measurable and not (transmission.patience and transmission.retransmissions):
+            rto.backed_off(transmission.timeout / self._core.tuning.ack_random_factor)
         transmission.retransmissions += 1
         self._core.counters.retransmissions += 1
         self._transmit(transmission, now)
+        if transmission.patience:
+            self._yield(transmission, now)
 
     def _exhausted(self, transmission: Transmission, now: float) -> bool:
         tuning = self._core.tuning
@@ -197,6 +231,8 @@ class ReliabilityLayer:
         return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
 
     def _measure(self, transmission: Transmission, now: float) -> None:
+        if not transmission.measurable:
+            return
         rto = transmission.peer.settings.rto
         since_first = now - transmission.first_sent
         if transmission.retransmissions == 0:
@@ -210,6 +246,22 @@ class ReliabilityLayer:
         self._core.timers.cancel(transmission.timer)
         transmission.timer = None
         del state.outstanding[transmission.message.message_id]
-        state.windowed -= transmission.windowed
-        if state.queue and self._has_room(state):
+        self._start_queued(state, now)
+
+    def _yield(self, transmission: Transmission, now: float) -> None:
+        """Count a transmission no longer among the NSTART."""
+        if not transmission.yielding:
+            transmission.yielding = True
+            self._start_queued(transmission.peer, now)
+
+    def _start_queued(self, state: PeerState, now: float) -> None:
+        """Let those go for which there is room (RFC 7252 section 4.7)."""
+        while state.queue:
+            counted = sum(not transmission.yielding for transmission in state.outstanding.values())
+            if counted >= self._core.tuning.nstart:
+                return
             self._start(state.queue.popleft(), now)
+
+    @staticmethod
+    def _is_outstanding(transmission: Transmission) -> bool:
+        return transmission.peer.outstanding.get(transmission.message.message_id) is transmission

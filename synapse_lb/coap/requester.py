@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from attrs import evolve
+
 from synapse_lb.coap.blockwise import upload_key
 from synapse_lb.coap.core import Core
-from synapse_lb.coap.deduplication import digest_of
+from synapse_lb.coap.deduplication import Seen, digest_of
 from synapse_lb.coap.errors import (
     CoapError,
     MessageError,
+    NotObserved,
     PeerGone,
     RemoteError,
     RequestReset,
     RequestTimedOut,
     TooManyExchanges,
+    UnexpectedResponse,
     UnrecognizedOption,
 )
 from synapse_lb.coap.events import CoapRequest, CoapResponse, PongReceived, RequestFailed, ResponseReceived
 from synapse_lb.coap.exchange import ClientExchange, State, Step
 from synapse_lb.coap.message import Message
-from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_request
-from synapse_lb.coap.options import strip_unrecognized_elective, unrecognized_critical
+from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_request, is_success
+from synapse_lb.coap.observations import Arrival, Observation, Observations
+from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
+from synapse_lb.coap.options import encode_uint, strip_unrecognized_elective, unrecognized_critical
 from synapse_lb.coap.peers import PeerState
 from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS
 from synapse_lb.coap.qblock_client import QBlockClient
@@ -50,11 +56,20 @@ class Requester:
         if core.tuning.q_block:
             self._understood |= Q_BLOCK_OPTIONS
         self._q_block = QBlockClient(core, reliability, self)
+        self.observations = Observations(core, self._fetch, self._end, self.fail)
 
     # --- the application asks ---
 
-    def request(self, state: PeerState, request: CoapRequest, now: float) -> int:
+    def request(
+        self, state: PeerState, request: CoapRequest, now: float, replacing: int | None = None
+    ) -> int:
         """Send a request, or queue it.
+
+        Args:
+            state: To whom.
+            request: Whole.
+            now: Monotonic seconds.
+            replacing: A registration of ours that ends with it, and whose token it gets.
 
         Returns:
             The number of its exchange.
@@ -64,33 +79,87 @@ class Requester:
             MessageTooLarge: It does not fit, not even block by block.
             OptionError: One of its options has no wire form.
             TooManyExchanges: Too many requests to the peer are open.
+            NotObserved: `replacing` is no open registration with the peer.
         """
         if not is_request(request.code):
             raise MessageError(f"{code_to_text(request.code)} is no method")
-        self._admit(state)
+        previous = None if replacing is None else self._registration(replacing)
+        if replacing is not None and (previous is None or previous.peer is not state):
+            raise NotObserved(replacing)
+        if previous is None:
+            self._admit(state)
+        exchange = self._prepare(state, request, previous, now)
+        if previous is not None:
+            self._end(previous, now)
+        self._begin(exchange, now)
+        return exchange.id
+
+    def _prepare(
+        self, state: PeerState, request: CoapRequest, previous: ClientExchange | None, now: float
+    ) -> ClientExchange:
+        """Make an exchange of a request, which may go on with the token of a previous one."""
         limits = self._core.limits
-        q_block = self._q_block.offers(state, now, confirmable=request.confirmable)
+        q_block = self._q_block.offers(state, request, now)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
+        rivals = [other for other in state.requesting.values() if other.key == key and other is not previous]
         transfer = Transfer(
             request,
             block_szx=limits.block_szx,
             max_message_size=state.settings.max_message_size,
             max_response_body=limits.max_response_body,
-            request_tag=_free_tag([other for other in state.requesting.values() if other.key == key]),
+            request_tag=_free_tag(rivals),
             q_block_tag=self._q_block.next_tag() if q_block and request.payload else None,
             q_block=q_block,
         )
+        observe = wanted(request.code, request.options)
         exchange = ClientExchange(
             id=self._core.next_exchange(),
             peer=state,
             transfer=transfer,
             key=key,
             confirmable=request.confirmable,
+            observation=Observation() if observe == REGISTER else None,
+            deregisters=observe == DEREGISTER,
         )
+        if previous is not None:
+            exchange.own_token = previous.token
+            if exchange.observation is not None and previous.observation is not None:
+                exchange.observation.latest = previous.observation.latest
+        return exchange
+
+    def _begin(self, exchange: ClientExchange, now: float) -> None:
+        assert exchange.transfer is not None  # only pings have none
         self._core.exchanges[exchange.id] = exchange
         self._counters.requests_sent += 1
-        self.send_next(exchange, transfer, now)
-        return exchange.id
+        self.send_next(exchange, exchange.transfer, now)
+
+    def _registration(self, exchange: int) -> ClientExchange | None:
+        """Return an open exchange that is a registration of ours, or None."""
+        found = self._core.exchanges.get(exchange)
+        return found if isinstance(found, ClientExchange) and found.observation is not None else None
+
+    def confirm(self, exchange: int) -> None:
+        """Acknowledge the oldest notification of an observation that is not confirmed."""
+        found = self._registration(exchange)
+        if found is not None and found.observation is not None:
+            self.observations.confirm(found, found.observation)
+
+    def deregister(self, exchange: int, now: float) -> PeerState | None:
+        """End an observation with a request of its own (RFC 7641 section 3.6), in the same exchange.
+
+        Returns:
+            The peer, or None if the exchange is no open registration.
+        """
+        found = self._registration(exchange)
+        if found is None or found.transfer is None:
+            return None
+        request = found.transfer.request
+        options = request.options.replacing(OptionNumber.OBSERVE, encode_uint(DEREGISTER))
+        following = self._prepare(found.peer, evolve(request, options=options), found, now)
+        following.id = found.id
+        self._end(found, now)
+        self._begin(following, now)
+        return found.peer
 
     def ping(self, state: PeerState, now: float) -> int:
         """Send an Empty Confirmable (RFC 7252 section 4.3, "CoAP ping").
@@ -120,13 +189,13 @@ class Requester:
         found = self._core.exchanges.get(exchange)
         if not isinstance(found, ClientExchange):
             return None
-        self._end(found, now)
+        self._end(found, now, reject=True)
         return found.peer
 
     def drop(self, state: PeerState, now: float) -> None:
         """Fail everything of a peer that has gone."""
         for exchange in list(self._core.exchanges.values()):
-            if isinstance(exchange, ClientExchange) and exchange.peer is state:
+            if isinstance(exchange, ClientExchange) and exchange.peer is state and not exchange.ended:
                 self.fail(exchange, PeerGone("the association has ended"), now)
 
     def _admit(self, state: PeerState) -> None:
@@ -145,7 +214,10 @@ class Requester:
             return
         options, payload = transfer.next_message()
         self._counters.blocks_sent += transfer.uploads_blocks
-        exchange.token = state.take_token()
+        own, last = exchange.own_token, not transfer.answered_at_once
+        exchange.token = (
+            own if last and own is not None and own not in state.requesting else state.take_token()
+        )
         state.requesting[exchange.token] = exchange
         if exchange.confirmable:
             message_id = state.take_message_id(now, tuning.exchange_lifetime)
@@ -165,6 +237,8 @@ class Requester:
             self._await_response(exchange, now)
 
     def _await_response(self, exchange: ClientExchange, now: float) -> None:
+        if exchange.awaits_notification:
+            return
         self._core.later(
             exchange,
             self._core.tuning.response_timeout,
@@ -181,11 +255,11 @@ class Requester:
                 self.fail(exchange, RequestReset("the peer rejected the request"), now)
             elif message is None:
                 self.fail(exchange, RequestTimedOut("no acknowledgement"), now)
-            elif message.code == Code.EMPTY:
+            elif message.code != Code.EMPTY:
+                self.take(exchange, message, now)
+            elif exchange.state is not State.OBSERVING:
                 exchange.advance(Step.ACKNOWLEDGED)
                 self._await_response(exchange, now)
-            else:
-                self.take(exchange, message, now)
 
         return on_outcome
 
@@ -205,25 +279,31 @@ class Requester:
         if message.type is Type.CON:
             digest = digest_of(datagram)
             seen = state.dedup.find(message.message_id, digest, now)
-            if seen is not None and seen.reply is not None:
+            if seen is not None and (seen.open or seen.reply is not None):
                 self._counters.duplicates += 1
                 state.dedup.repeated(seen, now)
-                self._core.send_datagram(state.peer, seen.reply)
+                if seen.reply is not None:
+                    self._core.send_datagram(state.peer, seen.reply)
                 return
         exchange = state.requesting.get(message.token)
-        if exchange is None:
+        # A notification that comes while the observation is being ended is not the answer to that.
+        if exchange is None or (exchange.deregisters and OptionNumber.OBSERVE in message.options):
             self.reject(state.peer, message)
             return
-        self._reliability.stop(exchange.transmission, now)
-        exchange.transmission = None
+        notifies, seen = _notifies(exchange, message), None
+        # With the token of another, it may be a notification of that, and no sign that this request has come through.
+        if not (notifies and exchange.own_token is not None):
+            self._reliability.stop(exchange.transmission, now)
+            exchange.transmission = None
         if message.type is Type.CON:
             if unrecognized_critical(message.options, self._understood) is not None:
                 self._core.send_reset(state.peer, message.message_id)
             else:
                 seen = state.dedup.add(message.message_id, digest, self._core.tuning.exchange_lifetime, now)
-                reply = self._core.send(state.peer, Message(Type.ACK, 0, message.message_id))
-                state.dedup.settle(seen, reply)
-        self.take(exchange, message, now)
+                if not notifies:
+                    reply = self._core.send(state.peer, Message(Type.ACK, 0, message.message_id))
+                    state.dedup.settle(seen, reply)
+        self.take(exchange, message, now, seen)
 
     def reject(self, peer: object, message: Message) -> None:
         """Reject a response that belongs to nothing here (RFC 7252 section 4.2); a Non-confirmable one, and
@@ -232,8 +312,15 @@ class Requester:
         if message.type is Type.CON:
             self._core.send_reset(peer, message.message_id)
 
-    def take(self, exchange: ClientExchange, message: Message, now: float) -> None:
-        """Take a response to the current message of an exchange, or to one of its blocks."""
+    def take(self, exchange: ClientExchange, message: Message, now: float, seen: Seen | None = None) -> None:
+        """Take a response to the current message of an exchange, or to one of its blocks.
+
+        Args:
+            exchange: Whose token it has.
+            message: The response.
+            now: Monotonic seconds.
+            seen: Its entry among the messages received, if it is Confirmable.
+        """
         transfer = exchange.transfer
         assert transfer is not None  # only pings have none, and those are not found by a token
         restarts = transfer.restarts
@@ -241,6 +328,10 @@ class Requester:
             number = unrecognized_critical(message.options, self._understood)
             if number is not None:
                 raise UnrecognizedOption(number)
+            if exchange.observation is not None and _notifies(exchange, message):
+                arrival = Arrival(_sane(message), seen)
+                self.observations.receive(exchange, exchange.observation, arrival, now)
+                return
             if transfer.q_block and self._q_block.take(exchange, transfer, _sane(message), now):
                 return
             self._counters.blocks_received += OptionNumber.BLOCK2 in message.options
@@ -249,6 +340,9 @@ class Requester:
             self.fail(exchange, error, now)
             return
         self._counters.transfers_restarted += transfer.restarts - restarts
+        if response is not None and exchange.fetches_for is not None:
+            self._fetched(exchange, exchange.fetches_for, response, now)
+            return
         if response is not None:
             self.deliver(exchange, response, now)
             return
@@ -256,6 +350,32 @@ class Requester:
         self._core.timers.cancel(exchange.timer)
         del exchange.peer.requesting[exchange.token]
         self.send_next(exchange, transfer, now)
+
+    # --- the further blocks of a notification ---
+
+    def _fetch(self, exchange: ClientExchange, first: Message, now: float) -> ClientExchange:
+        """Begin to fetch the further blocks of a notification, with a token of their own."""
+        assert exchange.transfer is not None  # only pings have none
+        fetch = ClientExchange(
+            id=self._core.next_exchange(),
+            peer=exchange.peer,
+            transfer=exchange.transfer.for_further_blocks(first),
+            fetches_for=exchange,
+        )
+        self._core.exchanges[fetch.id] = fetch
+        assert fetch.transfer is not None
+        self.send_next(fetch, fetch.transfer, now)
+        return fetch
+
+    def _fetched(
+        self, fetch: ClientExchange, registration: ClientExchange, response: CoapResponse, now: float
+    ) -> None:
+        if not is_success(response.code):
+            self.fail(fetch, UnexpectedResponse(response.code, "no block, but one was asked for"), now)
+            return
+        self._end(fetch, now)
+        if registration.observation is not None:
+            self.observations.fetched(registration, registration.observation, response, now)
 
     # --- the end ---
 
@@ -272,13 +392,19 @@ class Requester:
 
     def fail(self, exchange: ClientExchange, error: CoapError, now: float) -> None:
         """End an exchange without a response."""
-        self._end(exchange, now)
+        self._end(exchange, now, reject=True)
+        registration = exchange.fetches_for
+        if registration is not None:
+            if registration.observation is not None and not registration.ended:
+                self.observations.not_fetched(registration, registration.observation, error, now)
+            return
         if exchange.transfer is not None:
             self._counters.requests_failed += 1
         self._core.emit(RequestFailed(exchange.peer.peer, exchange.id, error))
         self._core.tend(exchange.peer, now)
 
-    def _end(self, exchange: ClientExchange, now: float) -> None:
+    def _end(self, exchange: ClientExchange, now: float, *, reject: bool = False) -> None:
+        """End an exchange; `reject` tells the peer at once of notifications that will not be confirmed."""
         was_ping = exchange.state is State.PINGING
         exchange.advance(Step.END)
         self._reliability.stop(exchange.transmission, now)
@@ -290,6 +416,20 @@ class Requester:
         elif state.requesting.get(exchange.token) is exchange:
             del state.requesting[exchange.token]
         self._core.forget(exchange)
+        if exchange.observation is not None:
+            self.observations.close(exchange, exchange.observation, now, reject=reject)
+
+
+def _notifies(exchange: ClientExchange, message: Message) -> bool:
+    """Whether a response to the current message of an exchange is a notification (RFC 7641 section 3.2)."""
+    return (
+        exchange.observation is not None
+        and exchange.transfer is not None
+        and not exchange.transfer.answered_at_once
+        and OptionNumber.OBSERVE in strip_unrecognized_elective(message.options)
+        and is_success(message.code)
+        and message.code != Code.CONTINUE
+    )
 
 
 def _sane(message: Message) -> Message:

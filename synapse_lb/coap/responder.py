@@ -32,14 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable
 
+from attrs import evolve
+
 from synapse_lb.coap.block import Block
 from synapse_lb.coap.blockwise import (
     TRANSFER_OPTIONS,
     BlockKey,
     download_key,
-    fitting_szx,
     read_block,
-    room_for_payload,
     upload_key,
 )
 from synapse_lb.coap.core import Core
@@ -65,10 +65,12 @@ from synapse_lb.coap.events import (
 )
 from synapse_lb.coap.exchange import ServerExchange, State, Step
 from synapse_lb.coap.message import Message
+from synapse_lb.coap.notifications import Notifications
 from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response
+from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
 from synapse_lb.coap.options import (
     Options,
-    encode_uint,
+    decode_uint,
     strip_unrecognized_elective,
     unrecognized_critical,
 )
@@ -77,7 +79,7 @@ from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS, QBlocks
 from synapse_lb.coap.qblock_server import QBlockServer
 from synapse_lb.coap.reassembly import Reassembly
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
-from synapse_lb.coap.snapshots import Snapshot, Snapshots, etag_of
+from synapse_lb.coap.snapshots import FirstMessage, Snapshots
 
 OVERLOAD_MAX_AGE = 5
 """s: Max-Age of the 5.03 that says that a peer has too many open requests (RFC 7252 section 5.9.3.4)."""
@@ -128,6 +130,7 @@ class Responder:
             self._q_block = QBlockServer(
                 core, reliability, self.snapshots, self.reassembly, self._sticky, self._reply
             )
+        self.notifications = Notifications(core, reliability, self.snapshots, self._end)
 
     # --- a request comes in ---
 
@@ -145,7 +148,7 @@ class Responder:
         tuning = self._core.tuning
         lifetime = tuning.exchange_lifetime if message.type is Type.CON else tuning.non_lifetime
         seen = state.dedup.add(message.message_id, digest, lifetime, now)
-        self._supersede(state, message.token, now)
+        self._supersede(state, message, now)
         try:
             self._process(state, message, seen, now)
         except (RemoteError, TooManyExchanges) as error:
@@ -202,11 +205,11 @@ class Responder:
         now: float,
     ) -> None:
         """Make an exchange of a whole request and hand it to the application."""
-        if len(state.serving) >= self._core.limits.max_exchanges_per_peer:
-            raise TooManyExchanges("the peer has too many open requests")
+        request, registers = self._admit(state, request)
         q_blocks = QBlocks.read(options)
-        q_block = None if q_blocks is None else q_blocks.opening
-        block2 = read_block(options, OptionNumber.BLOCK2) or q_block
+        # Notifications go in Block2: their further blocks are fetched one by one, as the peer processes them.
+        q_block = None if q_blocks is None or registers else q_blocks.opening
+        block2 = read_block(options, OptionNumber.BLOCK2) or (None if q_blocks is None else q_blocks.opening)
         exchange = ServerExchange(
             id=self._core.next_exchange(),
             peer=state,
@@ -220,7 +223,9 @@ class Responder:
             szx=None if block2 is None else block2.szx,
             wants_size=OptionNumber.SIZE2 in options,
             no_response=options.get_uint(OptionNumber.NO_RESPONSE) or 0,
+            registers=registers,
         )
+        state.observations += registers
         self._core.exchanges[exchange.id] = state.serving[message.token] = exchange
         if exchange.confirmable:
             self._core.later(
@@ -232,16 +237,38 @@ class Responder:
         )
         self._core.emit(RequestReceived(state.peer, exchange.id, whole))
 
-    def _supersede(self, state: PeerState, token: bytes, now: float) -> None:
+    def _admit(self, state: PeerState, request: CoapRequest) -> tuple[CoapRequest, bool]:
+        """Find room for a request; return it as the application gets it, and whether it registers.
+
+        Raises:
+            TooManyExchanges: There is none.
+        """
+        limits = self._core.limits
+        observe = wanted(request.code, request.options)
+        if observe == REGISTER:
+            if state.observations < limits.max_observations_per_peer:
+                return request, True
+            # A server that cannot have one more observer serves a plain request (RFC 7641 section 4.1).
+            self._counters.observations_refused += 1
+        if len(state.serving) - state.observations >= limits.max_exchanges_per_peer:
+            raise TooManyExchanges("the peer has too many open requests")
+        if observe != DEREGISTER:
+            request = evolve(request, options=request.options.without(OptionNumber.OBSERVE))
+        return request, False
+
+    def _supersede(self, state: PeerState, message: Message, now: float) -> None:
         """End the exchange whose token is used for something new (RFC 7252 section 5.3.1).
 
-        A response that was sent and not acknowledged has evidently come through.
+        A response that was sent and not acknowledged has evidently come through. A peer that asks for a further
+        block with the token of its observation should not (RFC 7959 section 3.4), but means no harm.
         """
-        exchange = state.serving.get(token)
-        if exchange is None:
+        exchange = state.serving.get(message.token)
+        if exchange is None or (exchange.observed and _is_further_block(message)):
             return
         if exchange.state is State.DELIVERING:
             self._end(exchange, now)
+        elif exchange.registers and wanted(message.code, message.options) == DEREGISTER:
+            self._cancel(exchange, CancelReason.DEREGISTERED, now)
         else:
             self._cancel(exchange, CancelReason.SUPERSEDED, now)
 
@@ -348,67 +375,59 @@ class Responder:
             raise ExchangeUnknown(exchange)
         if not is_response(response.code):
             raise MessageError(f"{code_to_text(response.code)} is no response code")
-        if _suppresses(found.no_response, response.code):
+        if not found.observed and _suppresses(found.no_response, response.code):
             self._counters.responses_suppressed += 1
             if found.confirmable and found.state is State.PROCESSING:
                 self._accept(found, now)
             self._end(found, now)
             return found.peer
-        code, options, payload = self._first_block(found, response, now)
+        options = response.options.without(OptionNumber.OBSERVE)
+        whole = CoapResponse(response.code, options, response.payload)
+        first = self._first_message(found, whole, now)
+        self.notifications.abandon(found, now)
+        if first.snapshot is not None:
+            self.snapshots.add(first.snapshot, now)
+            self._counters.blocks_sent += 1
         self._counters.responses_sent += 1
-        self._send_response(found, code, options, payload, now)
+        self._send_response(found, first, now)
         if self._q_block is not None:
             self._q_block.follow(found, now)
         return found.peer
 
-    def _first_block(
-        self, exchange: ServerExchange, response: CoapResponse, now: float
-    ) -> tuple[int, Options, bytes]:
-        """Return what goes into the first message of a response; the whole body is kept if there are more."""
-        limits = self._core.limits
-        size = exchange.peer.settings.max_message_size
-        self.snapshots.discard(exchange.peer, exchange.key)
-        options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
-        first = options
-        if exchange.block1 is not None:
-            first = first.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
-        if exchange.wants_size:
-            first = first.with_uint(OptionNumber.SIZE2, len(response.payload))
-        szx = min(limits.block_szx, limits.block_szx if exchange.szx is None else exchange.szx)
-        if len(response.payload) <= 16 << szx and len(response.payload) <= room_for_payload(
-            response.code, first, None, size, exchange.token
-        ):
-            return response.code, first, response.payload
-        if OptionNumber.ETAG not in options:
-            etag = etag_of(response.payload)
-            options = options.with_option(OptionNumber.ETAG, etag)
-            first = first.with_option(OptionNumber.ETAG, etag)
-        number = OptionNumber.BLOCK2 if exchange.q_block is None else OptionNumber.Q_BLOCK2
-        if exchange.q_block is not None:
-            first = first.replacing(OptionNumber.SIZE2, encode_uint(len(response.payload)))
-        fitting = fitting_szx(response.code, first, number, size)
-        if fitting is None or not self.snapshots.accepts(len(response.payload), min(szx, fitting)):
-            self._counters.responses_too_large += 1
-            return Code.INTERNAL_SERVER_ERROR, Options(), b""
-        snapshot = Snapshot(
-            peer=exchange.peer,
-            key=exchange.key,
-            size=len(response.payload),
-            code=response.code,
-            options=options,
-            payload=response.payload,
-            max_szx=fitting,
-        )
-        block, payload = snapshot.cut(0, szx)
-        self.snapshots.add(snapshot, now)
-        self._counters.blocks_sent += 1
-        return response.code, first.with_option(number, block.encode()), payload
+    def notify(self, exchange: int, response: CoapResponse, now: float) -> PeerState:
+        """Send a notification of the application.
 
-    def _send_response(
-        self, exchange: ServerExchange, code: int, options: Options, payload: bytes, now: float
-    ) -> None:
+        Returns:
+            The peer.
+
+        Raises:
+            ExchangeUnknown: The exchange is not open, or has its last response already.
+            LocalError: Those of `Notifications.prepare`. The exchange stays open.
+        """
+        found = self._core.exchanges.get(exchange)
+        if not isinstance(found, ServerExchange) or found.state is State.DELIVERING:
+            raise ExchangeUnknown(exchange)
+        notification = self.notifications.prepare(found, response)
+        if not found.observed:
+            if found.confirmable and found.state is State.PROCESSING:
+                self._accept(found, now)
+            # A copy of the registration that comes much later is a new one.
+            found.peer.dedup.settle(found.seen, None)
+        self.notifications.start(found, notification, now)
+        return found.peer
+
+    def _first_message(self, exchange: ServerExchange, response: CoapResponse, now: float) -> FirstMessage:
+        first = self.snapshots.begin(exchange, response)
+        self.snapshots.discard_key(exchange.peer, exchange.key)
+        if first is None:
+            self._counters.responses_too_large += 1
+            return FirstMessage(Code.INTERNAL_SERVER_ERROR, Options(), b"")
+        return first
+
+    def _send_response(self, exchange: ServerExchange, first: FirstMessage, now: float) -> None:
         state, token, tuning = exchange.peer, exchange.token, self._core.tuning
-        if not exchange.confirmable:
+        code, options, payload = first.code, first.options, first.payload
+        if not exchange.confirmable and not exchange.observed:
             message_id = state.take_message_id(now, tuning.non_lifetime)
             self._core.send(state.peer, Message(Type.NON, code, message_id, token, options, payload))
             self._end(exchange, now)
@@ -419,13 +438,14 @@ class Responder:
             message_id = state.take_message_id(now, tuning.exchange_lifetime)
             message = Message(Type.CON, code, message_id, token, options, payload)
             exchange.advance(Step.DELIVER)
+            exchange.snapshot = first.snapshot
             exchange.transmission = self._reliability.send(state, message, self._delivery(exchange), now)
 
     def _delivery(self, exchange: ServerExchange) -> OnOutcome:
         def on_outcome(outcome: Outcome, _message: Message | None, now: float) -> None:
             self._end(exchange, now)
             if outcome is not Outcome.ACKNOWLEDGED:
-                self.snapshots.discard(exchange.peer, exchange.key)
+                self.snapshots.discard(exchange.snapshot)
                 self._undelivered(exchange)
 
         return on_outcome
@@ -460,10 +480,18 @@ class Responder:
         self._reliability.stop(exchange.transmission, now)
         exchange.transmission = None
         state = exchange.peer
+        state.observations -= exchange.registers
         state.dedup.settle(exchange.seen, reply)
         if state.serving.get(exchange.token) is exchange:
             del state.serving[exchange.token]
+        self.notifications.abandon(exchange, now)
         self._core.forget(exchange)
+
+
+def _is_further_block(message: Message) -> bool:
+    """Whether a request is for a block after the first (RFC 7959 section 2.4)."""
+    value = message.options.get(OptionNumber.BLOCK2)
+    return value is not None and decode_uint(value) >> 4 > 0
 
 
 def _suppresses(no_response: int, code: int) -> bool:

@@ -113,7 +113,7 @@ class RetransmissionTimeout:
         timeout = self._timeout * source.uniform(1.0, self._tuning.ack_random_factor)
         if self._srtt is None:
             return timeout
-        return max(timeout, self._srtt + _K * self._rttvar + allowance)
+        return max(timeout, min(self._srtt + _K * self._rttvar, self._tuning.max_rto) + allowance)
 
     def _bounded(self, timeout: float) -> float:
         return min(max(timeout, self._tuning.min_rto), self._tuning.max_rto)

@@ -22,18 +22,20 @@ Matrix /sync are not idempotent. Blocks may be asked for in any order and in any
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 
-from attrs import define
+from attrs import define, frozen
 
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block
-from synapse_lb.coap.blockwise import BlockKey
+from synapse_lb.coap.blockwise import BlockKey, fitting_szx, room_for_payload
 from synapse_lb.coap.bodies import Body, BodyStore, Bounds
 from synapse_lb.coap.core import Core
 from synapse_lb.coap.errors import BlockwiseError
-from synapse_lb.coap.numbers import Code
-from synapse_lb.coap.options import Options
+from synapse_lb.coap.events import CoapResponse
+from synapse_lb.coap.exchange import ServerExchange
+from synapse_lb.coap.numbers import Code, OptionNumber
+from synapse_lb.coap.options import NO_OPTIONS, Options, encode_uint
 from synapse_lb.coap.peers import PeerState
 
 ETAG_LENGTH = 4
@@ -74,6 +76,8 @@ class Snapshot(Body):
         max_szx: Size exponent of the largest block that fits in a message beside the options.
         pushed: Whether its first set left without being asked for block by block (RFC 9177).
         stream: Its blocks that leave in Confirmable messages, one after the other (RFC 9177).
+        on_served: Called with each further block that is sent, and the time, by whom it is pinned.
+        on_lost: Called with the time if it has to go though it is pinned.
     """
 
     code: int
@@ -82,6 +86,8 @@ class Snapshot(Body):
     max_szx: int
     pushed: bool = False
     stream: ConfirmableStream | None = None
+    on_served: Callable[[Block, float], None] | None = None
+    on_lost: Callable[[float], None] | None = None
 
     def cut(self, offset: int, szx: int) -> tuple[Block, bytes]:
         """Cut one block out.
@@ -103,6 +109,32 @@ class Snapshot(Body):
         if start >= len(self.payload) or number > MAX_BLOCK_NUMBER:
             raise BlockwiseError(f"a block at {start} of {len(self.payload)} bytes", Code.BAD_REQUEST)
         return Block(number, stop < len(self.payload), szx), self.payload[start:stop]
+
+
+@frozen
+class FirstMessage:
+    """What goes into the first message of a response.
+
+    Attributes:
+        code: Of the response.
+        options: Of the message.
+        payload: Of the message: the whole body, or its first block.
+        snapshot: Of the whole body if there are further blocks; it is not kept yet.
+    """
+
+    code: int
+    options: Options
+    payload: bytes
+    snapshot: Snapshot | None = None
+
+
+def _first_options(exchange: ServerExchange, options: Options, length: int) -> Options:
+    """Add what only the first message of a response tells of the transfer."""
+    if exchange.block1 is not None and not exchange.observed:
+        options = options.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
+    if exchange.wants_size:
+        options = options.with_uint(OptionNumber.SIZE2, length)
+    return options
 
 
 class Snapshots:
@@ -140,9 +172,70 @@ class Snapshots:
         """Whether a body of `size` bytes may be kept, and has block numbers in blocks of this size."""
         return size <= self._limits.snapshot_bytes_per_peer and size <= (MAX_BLOCK_NUMBER + 1) << (szx + 4)
 
+    def begin(
+        self, exchange: ServerExchange, response: CoapResponse, further: Options = NO_OPTIONS
+    ) -> FirstMessage | None:
+        """Make the first message of a response, and cut its body if it does not fit there.
+
+        Args:
+            exchange: Whose response.
+            response: Whole.
+            further: Options for the first message only, besides those of the transfer.
+
+        Returns:
+            The message, or None if the body is over a limit, or the options leave no room.
+
+        Raises:
+            OptionError: An option has no wire form.
+        """
+        size = exchange.peer.settings.max_message_size
+        options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
+        length = len(response.payload)
+        first = _first_options(exchange, Options((*options, *further)), length)
+        szx = self._limits.block_szx if exchange.szx is None else min(self._limits.block_szx, exchange.szx)
+        if length <= 16 << szx and length <= room_for_payload(
+            response.code, first, None, size, exchange.token
+        ):
+            return FirstMessage(response.code, first, response.payload)
+        if OptionNumber.ETAG not in options:
+            etag = etag_of(response.payload)
+            options = options.with_option(OptionNumber.ETAG, etag)
+            first = first.with_option(OptionNumber.ETAG, etag)
+        number = OptionNumber.BLOCK2
+        if exchange.q_block is not None:
+            number = OptionNumber.Q_BLOCK2
+            first = first.replacing(OptionNumber.SIZE2, encode_uint(length))
+        fitting = fitting_szx(response.code, first, number, size)
+        if fitting is None or not self.accepts(length, min(szx, fitting)):
+            return None
+        snapshot = self._make(exchange, CoapResponse(response.code, options, response.payload), fitting)
+        block, payload = snapshot.cut(0, szx)
+        first = first.with_option(number, block.encode())
+        return FirstMessage(response.code, first, payload, snapshot)
+
+    @staticmethod
+    def _make(exchange: ServerExchange, response: CoapResponse, max_szx: int) -> Snapshot:
+        return Snapshot(
+            peer=exchange.peer,
+            key=exchange.key,
+            size=len(response.payload),
+            code=response.code,
+            options=response.options,
+            payload=response.payload,
+            max_szx=max_szx,
+        )
+
     def add(self, snapshot: Snapshot, now: float) -> None:
-        """Keep a body that `accepts` allows."""
+        """Keep a body that `accepts` allows, in place of one with its key."""
+        previous = self._store.get(snapshot.peer, snapshot.key)
+        if previous is not None:
+            self._lost(previous, now)
         self._store.add(snapshot, now)
+
+    def is_held(self, snapshot: Snapshot) -> bool:
+        """Whether a body is kept under the same key that must not be replaced."""
+        previous = self._store.get(snapshot.peer, snapshot.key)
+        return previous is not None and previous.pinned
 
     def find(self, state: PeerState, key: BlockKey) -> Snapshot:
         """Return the body of which a further block is asked for.
@@ -174,19 +267,39 @@ class Snapshots:
         """
         grace = self._grace if grace is None else min(grace, self._limits.snapshot_lifetime)
         self._store.touch(snapshot, now, None if block.more else grace)
+        if snapshot.on_served is not None:
+            snapshot.on_served(block, now)
 
-    def discard(self, state: PeerState, key: BlockKey) -> None:
+    def release(self, snapshot: Snapshot, now: float) -> None:
+        """Pin a body no longer, since its last block was fetched."""
+        snapshot.pinned = False
+        snapshot.on_served = snapshot.on_lost = None
+        if self._store.get(snapshot.peer, snapshot.key) is snapshot:
+            self._store.touch(snapshot, now, self._grace)
+
+    def discard(self, snapshot: Snapshot | None) -> None:
         """Forget a body, if it is there."""
-        snapshot = self._store.get(state, key)
         if snapshot is not None:
+            self._store.discard(snapshot)
+
+    def discard_key(self, state: PeerState, key: BlockKey) -> None:
+        """Forget a body that is there for a client that asks anew, unless it is pinned."""
+        snapshot = self._store.get(state, key)
+        if snapshot is not None and not snapshot.pinned:
             self._store.discard(snapshot)
 
     def discard_all(self, state: PeerState) -> None:
         """Forget all bodies of a peer."""
         self._store.discard_all(state)
 
-    def _evicted(self) -> None:
+    def _evicted(self, snapshot: Snapshot, now: float) -> None:
         self._counters.snapshot_evictions += 1
+        self._lost(snapshot, now)
+
+    @staticmethod
+    def _lost(snapshot: Snapshot, now: float) -> None:
+        if snapshot.on_lost is not None:
+            snapshot.on_lost(now)
 
     def _expired(self) -> None:
         self._counters.snapshot_expirations += 1

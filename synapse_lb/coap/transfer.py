@@ -67,6 +67,7 @@ class Transfer:
             3.3); None if there is none.
         q_block_tag: The same for Q-Block1, which always has one.
         q_block: Whether the peer is offered Q-Block; the blocks themselves are in `qblock_client` then.
+        max_restarts: How often the download may begin anew.
 
     Raises:
         MessageTooLarge: Not even the smallest block fits beside the options, or the body has too many blocks.
@@ -84,8 +85,11 @@ class Transfer:
         request_tag: bytes | None = None,
         q_block_tag: bytes | None = None,
         q_block: bool = False,
+        max_restarts: int = MAX_RESTARTS,
     ) -> None:
+        self.request = request
         self.code = request.code
+        self._max_restarts = max_restarts
         self.request_tag = request_tag
         self.q_block = q_block
         self._options = request.options.without(*TRANSFER_OPTIONS)
@@ -185,10 +189,10 @@ class Transfer:
         options = self._options
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
-        if uploading:
-            options = options.with_uint(OptionNumber.SIZE1, len(self._payload))
-            options = self._with_offer(options)
-        return options
+        if not uploading:
+            # Blocks are asked for as they are: no 2.03 in their place, and no observation of them (4.4, 4.5).
+            return options.without(OptionNumber.ETAG, OptionNumber.OBSERVE)
+        return self._with_offer(options.with_uint(OptionNumber.SIZE1, len(self._payload)))
 
     def uploaded(self) -> None:
         """Note that the request body has come through by Q-Block1, or that the peer does not want it."""
@@ -236,7 +240,7 @@ class Transfer:
 
     def _next_download(self) -> tuple[Options, bytes]:
         number = len(self._body) >> (self._down_szx + 4)
-        options = self._options
+        options = self._options.without(OptionNumber.OBSERVE)  # RFC 7959 section 2.6
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
         return options.with_option(OptionNumber.BLOCK2, Block(number, False, self._down_szx).encode()), b""
@@ -260,6 +264,30 @@ class Transfer:
         if not (self._downloading or self._uploaded) and self._goes_on_uploading(message):
             return None
         return self._download(message)
+
+    def for_further_blocks(self, first: Message) -> Transfer:
+        """Return a transfer that fetches the further blocks of a notification (RFC 7959 section 2.6).
+
+        They are asked for in the words of this request, but without Observe. If they turn out to be those of
+        another representation, the transfer fails: to begin anew would be to make a request of another kind.
+
+        Args:
+            first: With the first block.
+
+        Raises:
+            RemoteError: It is no first block that there are further ones to.
+        """
+        options = self._options.without(OptionNumber.OBSERVE)
+        transfer = Transfer(
+            CoapRequest(self.code, options),
+            block_szx=self._block_szx,
+            max_message_size=self._max_message_size,
+            max_response_body=self._max_body,
+            request_tag=self.request_tag,
+            max_restarts=0,
+        )
+        transfer.feed(first)
+        return transfer
 
     # --- Block1 ---
 
@@ -357,9 +385,10 @@ class Transfer:
         ) != first.options.get_all(OptionNumber.ETAG)
 
     def _restart(self) -> None:
-        if self.code not in _SAFE_METHODS or self._restarts == MAX_RESTARTS:
+        if self.code not in _SAFE_METHODS or self._restarts >= self._max_restarts:
             raise BlockwiseError("the representation has changed during the transfer", None)
         self._restarts += 1
+        self._options = self._options.without(OptionNumber.OBSERVE)
         self._begin()
 
     @property

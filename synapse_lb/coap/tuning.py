@@ -81,6 +81,11 @@ class Tuning:
     response_timeout: float = field(default=300.0, validator=_number(0, above=True))
     """s: a client waits for the response to an acknowledged request; longer than any long poll; 300."""
 
+    notification_processing: float = field(default=120.0, validator=_number(0, above=True))
+    """s: an observer may take so long to acknowledge a notification, and to ask for each of its blocks, from its
+    last sign of life or from the first copy; it may acknowledge only what it has processed; 120. It is at least
+    as long as the retransmissions take (RFC 7641 4.5)."""
+
     adaptive_rto: bool = field(default=True, validator=_boolean)
     """Whether the retransmission timeout follows the measured round-trip times; true (RFC 6298 2)."""
 
@@ -200,6 +205,13 @@ class Limits:
 
     max_exchanges_per_peer: int = field(default=64, validator=_integer(1))
     """Open requests of one peer, and open requests to it; over it 5.03, or `TooManyExchanges`; 64."""
+
+    max_observations_per_peer: int = field(default=8, validator=_integer(1))
+    """Observations of one peer, besides its open requests; over it registrations are served as plain requests; 8
+    (RFC 7641 4.1, 7)."""
+
+    max_unconfirmed_notifications: int = field(default=16, validator=_integer(1))
+    """Notifications of one observation of ours that wait to be confirmed; over it further ones are ignored; 16."""
 
     dedup_entries_per_peer: int = field(default=256, validator=_integer(1, 65536))
     """Messages of one peer that are remembered to find duplicates; the oldest go first; 256 (RFC 7252 4.5)."""

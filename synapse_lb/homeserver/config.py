@@ -18,6 +18,7 @@ from synapse.module_api.errors import ConfigError
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.homeserver import hooks, values
 from synapse_lb.homeserver.values import Section
+from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
 
 LISTENER_TYPE: Final = "lowbandwidth"
@@ -41,6 +42,7 @@ _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_reassembly_bytes_total": values.size,
     "reassembly_lifetime": values.seconds,
     "max_exchanges_per_peer": _any_integer,
+    "max_observations_per_peer": _any_integer,
     "dedup_entries_per_peer": _any_integer,
     "dedup_bytes_per_peer": values.size,
     "max_snapshots_per_peer": _any_integer,
@@ -48,15 +50,18 @@ _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "snapshot_bytes_total": values.size,
     "snapshot_lifetime": values.seconds,
 }
+_OBSERVE_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {"max_observations_per_user": _any_integer}
 _TUNING_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "ack_timeout": values.seconds,
     "ack_random_factor": values.number,
     "max_retransmit": _any_integer,
     "nstart": _any_integer,
     "separate_after": values.seconds,
+    "notification_processing": values.seconds,
     "adaptive_rto": values.boolean,
     "min_rto": values.seconds,
     "max_rto": values.seconds,
+    "q_block": values.boolean,
 }
 _LISTENER_KEYS: Final = (
     "type",
@@ -70,6 +75,7 @@ _LISTENER_KEYS: Final = (
     "idle_timeout",
     "advertise",
     "advertised_port",
+    "observe",
     "limits",
     "tuning",
 )
@@ -87,6 +93,8 @@ class LowBandwidthListenerConfig:
         tag: Its name in the access log.
         advertise: Whether ``/versions`` names it.
         advertised_port: The port that ``/versions`` names.
+        observe: Whether ``/sync`` can be observed.
+        observe_options: Bounds of what is observed.
         dtls: Settings of the DTLS port.
         limits: Bounds of the CoAP endpoint.
         tuning: Transmission parameters of the CoAP endpoint.
@@ -101,6 +109,8 @@ class LowBandwidthListenerConfig:
     tag: str
     advertise: bool = True
     advertised_port: int
+    observe: bool = True
+    observe_options: ObserveOptions
     dtls: ServerOptions
     limits: Limits
     tuning: Tuning
@@ -158,7 +168,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
         )
     certificate, key = _paths(section)
     dtls = values.fill(section, ServerOptions(), {"mtu": _any_integer, "idle_timeout": values.seconds})
-    dtls, limits = _limits(section, dtls)
+    dtls, limits, observe_options = _limits(section, dtls)
     config = LowBandwidthListenerConfig(
         port=port,
         bind_addresses=_addresses(section),
@@ -167,6 +177,8 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
         tag=section.take("tag", values.text, str(port)),
         advertise=section.take("advertise", values.boolean, True),
         advertised_port=section.take("advertised_port", values.integer(1, 65535), port),
+        observe=section.take("observe", values.boolean, True),
+        observe_options=observe_options,
         dtls=dtls,
         limits=limits,
         tuning=_tuning(section),
@@ -220,20 +232,21 @@ def _addresses(section: Section) -> tuple[str, ...]:
     return tuple(given) or tuple(hooks.DEFAULT_BIND_ADDRESSES)
 
 
-def _limits(section: Section, dtls: ServerOptions) -> tuple[ServerOptions, Limits]:
+def _limits(section: Section, dtls: ServerOptions) -> tuple[ServerOptions, Limits, ObserveOptions]:
     inner = Section(section.take("limits", _as_it_is, {}), (*section.path, "limits"))
     dtls = values.fill(inner, dtls, _DTLS_FIELDS)
     block_size = inner.take("block_size", _block_size, None)
     limits = values.fill(inner, Limits(), _COAP_FIELDS)
+    observe = values.fill(inner, ObserveOptions(), _OBSERVE_FIELDS)
     if block_size is not None:
         limits = attrs.evolve(limits, block_szx=_BLOCK_SIZES.index(block_size))
-    inner.end((*_DTLS_FIELDS, *_COAP_FIELDS, "block_size"))
-    return dtls, limits
+    inner.end((*_DTLS_FIELDS, *_COAP_FIELDS, *_OBSERVE_FIELDS, "block_size"))
+    return dtls, limits, observe
 
 
 def _tuning(section: Section) -> Tuning:
     inner = Section(section.take("tuning", _as_it_is, {}), (*section.path, "tuning"))
-    tuning = values.fill(inner, Tuning(), _TUNING_FIELDS)
+    tuning = values.fill(inner, Tuning(q_block=True), _TUNING_FIELDS)
     inner.end(_TUNING_FIELDS)
     return tuning
 

@@ -28,6 +28,8 @@ from twisted.web.resource import Resource
 from synapse_lb.homeserver import answers
 
 try:
+    from synapse.api.auth import Auth
+    from synapse.api.errors import InvalidClientTokenError, SynapseError
     from synapse.app import _base as app_base
     from synapse.app import check_bind_error
     from synapse.config import server as server_config
@@ -35,13 +37,17 @@ try:
     from synapse.config._base import Config, format_config_error, read_config_files
     from synapse.config.homeserver import HomeServerConfig
     from synapse.config.server import DEFAULT_BIND_ADDRESSES, HttpListenerConfig, TCPListenerConfig
+    from synapse.handlers.presence import BasePresenceHandler
     from synapse.http.server import UnrecognizedRequestResource, finish_request
     from synapse.http.site import SynapseRequest, SynapseSite
-    from synapse.logging.context import PreserveLoggingContext
+    from synapse.logging import context as log_contexts
+    from synapse.logging.context import PreserveLoggingContext, run_in_background
+    from synapse.notifier import Notifier, _NotifierUserStream
     from synapse.rest import ClientRestResource
     from synapse.rest.client.versions import VersionsRestServlet
     from synapse.rest.well_known import ClientWellKnownResource
     from synapse.server import HomeServer
+    from synapse.types import StreamToken
     from synapse.util import SYNAPSE_VERSION
     from synapse.util.httpresourcetree import create_resource_tree
 except ImportError as error:
@@ -54,11 +60,17 @@ __all__ = [
     "DEFAULT_BIND_ADDRESSES",
     "Config",
     "Homeserver",
+    "InvalidClientTokenError",
     "LowBandwidthRequest",
     "PreserveLoggingContext",
+    "StreamToken",
+    "SynapseError",
     "check",
     "check_bind_error",
     "format_config_error",
+    "logging_context",
+    "require",
+    "run_in_background",
     "stop_starting_up",
     "teach_listener_type",
 ]
@@ -78,6 +90,17 @@ NEEDED: Final = (
     (SynapseRequest, "connectionLost"),
     (HomeServer, "register_sync_shutdown_handler"),
     (HomeServer, "get_reactor"),
+    (HomeServer, "get_auth"),
+    (HomeServer, "get_datastores"),
+    (HomeServer, "get_notifier"),
+    (HomeServer, "get_presence_handler"),
+    (Auth, "get_user_by_access_token"),
+    (BasePresenceHandler, "user_syncing"),
+    (Notifier, "wait_for_events"),
+    (_NotifierUserStream, "new_listener"),
+    (log_contexts, "LoggingContext"),
+    (StreamToken, "from_string"),
+    (StreamToken, "is_before_or_eq"),
     (Config, "parse_size"),
     (Config, "parse_duration"),
 )
@@ -103,6 +126,11 @@ def _refuse(owner: object, name: str) -> None:
         f"synapse-lb does not support Synapse {SYNAPSE_VERSION}, where {where} has no {name!r}; "
         "install a version of synapse-lb that does"
     )
+
+
+def logging_context(name: str, server_name: str) -> Any:
+    """Return a log context of Synapse's, which is a context manager."""
+    return vars(log_contexts)["LoggingContext"](name=name, server_name=server_name)
 
 
 class ParsedListener(Protocol):
@@ -282,15 +310,20 @@ class Homeserver:
     """
 
     def __init__(self, api: ModuleApi) -> None:
-        _require(api, "_hs")
+        require(api, "_hs")
         self._hs: Final[HomeServer] = api._hs
-        _require(self._hs, "hostname", "config", "start_listening", "version_string", "get_instance_id")
+        require(self._hs, "hostname", "config", "start_listening", "version_string", "get_instance_id")
         config = self._hs.config
-        _require(config.server, "listeners", "server_name")
-        _require(config.worker, "worker_app", "worker_listeners")
-        _require(config.tls, "tls_certificate_file", "tls_private_key_file")
-        _require(config, "config_files")
+        require(config.server, "listeners", "server_name")
+        require(config.worker, "worker_app", "worker_listeners")
+        require(config.tls, "tls_certificate_file", "tls_private_key_file")
+        require(config, "config_files")
         self.api: Final = api
+
+    @property
+    def hs(self) -> Any:
+        """The homeserver itself, for `streams`."""
+        return self._hs
 
     @property
     def server_name(self) -> str:
@@ -435,5 +468,10 @@ def _resource_tree(tree: dict[str, Resource]) -> Any:
     return create_resource_tree(tree, make_root())
 
 
-def _require(owner: object, *names: str) -> None:
+def require(owner: object, *names: str) -> None:
+    """Look for attributes of a running homeserver.
+
+    Raises:
+        ConfigError: one is missing.
+    """
     check((owner, name) for name in names)

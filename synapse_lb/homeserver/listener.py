@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from typing import Any, Final
 
 from attrs import frozen
@@ -17,6 +18,7 @@ from synapse_lb.homeserver.certificates import CertificateSource
 from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.server.gateway import Gateway
+from synapse_lb.server.news import NewsWaiter
 from synapse_lb.txdtls.port import DTLSServerPort
 
 logger = logging.getLogger(__name__)
@@ -41,15 +43,22 @@ class Listener:
     Args:
         homeserver: the homeserver that serves the requests.
         config: the listener.
+        news: makes the source of news for observers, which all listeners share.
 
     Raises:
         ConfigError: the certificate cannot be used.
     """
 
-    def __init__(self, homeserver: hooks.Homeserver, config: LowBandwidthListenerConfig) -> None:
+    def __init__(
+        self,
+        homeserver: hooks.Homeserver,
+        config: LowBandwidthListenerConfig,
+        news: Callable[[], NewsWaiter],
+    ) -> None:
         self.config: Final = config
         self.ports: list[BoundPort] = []
         self._homeserver = homeserver
+        self._news = news
         self._certificate = CertificateSource(homeserver, config)
         self._context = self._certificate.load()
 
@@ -96,9 +105,10 @@ class Listener:
         )
 
     def stop(self) -> None:
-        """Send close_notify to all clients and close the ports. Idempotent."""
+        """Tell observers, send close_notify to all clients and close the ports. Idempotent."""
         ports, self.ports = self.ports, []
         for port in ports:
+            port.gateway.end_observations()
             port.dtls.shutdown()
             port.gateway.shutdown()
             port.transport.stopListening()
@@ -111,6 +121,8 @@ class Listener:
             random=random.SystemRandom(),
             tuning=self.config.tuning,
             limits=self.config.limits,
+            news=self._news() if self.config.observe else None,
+            observe=self.config.observe_options,
         )
         dtls = DTLSServerPort(
             context=self._context, handler=gateway, options=self.config.dtls, reactor=reactor

@@ -16,12 +16,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from synapse_lb.homeserver.listener import BoundPort, Listener
+from synapse_lb.server.sync_observer import ObserverCounters
+
+
+def _observed(port: BoundPort) -> ObserverCounters:
+    observer = port.gateway.observer
+    return ObserverCounters() if observer is None else observer.counters
+
 
 _LABELS: Final = ("server_name", "listener", "address")
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], int]], ...]] = (
     ("synapse_lb_associations", "DTLS associations", lambda port: port.dtls.associations),
     ("synapse_lb_handshakes", "DTLS handshakes that are not finished", lambda port: port.dtls.handshakes),
+    ("synapse_lb_observations", "Observations of /sync", lambda port: port.gateway.observations),
     ("synapse_lb_requests_running", "Requests that are being served", lambda port: port.gateway.running),
 )
 
@@ -29,6 +37,7 @@ _ROOMS: Final[tuple[tuple[str, str, Callable[[BoundPort], Any]], ...]] = (
     ("dtls", "DTLS", lambda port: port.dtls.counters),
     ("coap", "CoAP", lambda port: port.gateway.endpoint.counters),
     ("gateway", "Matrix over CoAP", lambda port: port.gateway.counters),
+    ("observe", "OBSERVE on /sync", _observed),
 )
 
 

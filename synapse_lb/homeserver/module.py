@@ -25,6 +25,8 @@ from synapse_lb.homeserver.config import (
 )
 from synapse_lb.homeserver.listener import Listener
 from synapse_lb.homeserver.metrics import MetricsCollector
+from synapse_lb.homeserver.news import SynapseNews
+from synapse_lb.homeserver.streams import Streams
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class LowBandwidthModule:
         self.listeners: list[Listener] = []
         self._config = config
         self._metrics: MetricsCollector | None = None
+        self._news: SynapseNews | None = None
         try:
             self._homeserver = hooks.Homeserver(api)
             self._set_up()
@@ -88,7 +91,8 @@ class LowBandwidthModule:
                     LISTENER_TYPE,
                 )
             return
-        self.listeners = [Listener(homeserver, each) for each in mine]
+        self.listeners = [Listener(homeserver, each, self._get_news) for each in mine]
+        homeserver.api.register_password_auth_provider_callbacks(on_logged_out=self._on_logged_out)
         homeserver.when_listening(lambda each: isinstance(each, LowBandwidthListenerConfig), self._start)
         homeserver.on_shutdown(self._stop)
         homeserver.on_sighup(self._reload)
@@ -105,6 +109,21 @@ class LowBandwidthModule:
             self._metrics = MetricsCollector(self._homeserver.server_name, self.listeners)
             self._metrics.register()
 
+    def _get_news(self) -> SynapseNews:
+        """Return the source of news, made when the listeners start: the homeserver has all of its parts then.
+
+        Raises:
+            ConfigError: this version of Synapse lacks something that is needed.
+        """
+        if self._news is None:
+            self._news = SynapseNews(Streams(self._homeserver), self._homeserver.reactor)
+        return self._news
+
+    async def _on_logged_out(self, user_id: str, device_id: str | None, access_token: str) -> None:
+        """Synapse calls this for each access token that it deletes: logout, another device's doing, deactivation."""
+        if self._news is not None:
+            self._news.token_ended(access_token)
+
     def _reload(self) -> None:
         for listener in self.listeners:
             listener.reload()
@@ -113,6 +132,9 @@ class LowBandwidthModule:
         """Close everything. Idempotent."""
         for listener in self.listeners:
             listener.stop()
+        news, self._news = self._news, None
+        if news is not None:
+            news.stop()
         if self._metrics is not None:
             self._metrics.unregister()
             self._metrics = None
@@ -120,12 +142,18 @@ class LowBandwidthModule:
 
 
 def versions_content(listener: LowBandwidthListenerConfig) -> dict[str, int]:
-    """Return what ``/versions`` says of a listener (MSC3079, "Versioning"); no ``observe``: it is not served."""
-    return {
+    """Return what ``/versions`` says of a listener (MSC3079, "Versioning")."""
+    content = {
         "dtls": listener.advertised_port,
         "cbor_enum_version": KEY_VERSION_1,
         "coap_enum_version": PATH_CODES_VERSION,
     }
+    # The absence of these says that there is no OBSERVE, and no Q-Block.
+    if listener.observe:
+        content["observe"] = 1
+    if listener.tuning.q_block:
+        content["q_block"] = 1
+    return content
 
 
 def _of_ours(listeners: Any) -> list[LowBandwidthListenerConfig]:

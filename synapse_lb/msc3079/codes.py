@@ -24,6 +24,7 @@ GET: Final = 0x01
 POST: Final = 0x02
 PUT: Final = 0x03
 DELETE: Final = 0x04
+FETCH: Final = 0x05
 PATCH: Final = 0x06
 
 CREATED: Final = 0x41
@@ -55,7 +56,7 @@ PROXYING_NOT_SUPPORTED: Final = 0xA5
 CODE_TO_METHOD: Final[Mapping[int, str]] = MappingProxyType(
     {GET: "GET", POST: "POST", PUT: "PUT", DELETE: "DELETE", PATCH: "PATCH"}
 )
-"""The methods that both sides have. FETCH and iPATCH (RFC 8132) have no HTTP counterpart in Matrix."""
+"""The methods that both sides have. iPATCH (RFC 8132) has no HTTP counterpart in Matrix; FETCH stands for one POST."""
 
 METHOD_TO_CODE: Final[Mapping[str, int]] = MappingProxyType(
     {method: code for code, method in CODE_TO_METHOD.items()}

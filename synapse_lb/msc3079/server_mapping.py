@@ -54,6 +54,9 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
 _BEARER: Final = b"bearer "
 
+SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+"""Simplified sliding sync (MSC4186): a POST that changes nothing, so that FETCH (RFC 8132) stands for it too."""
+
 
 @attrs.frozen
 class MappingLimits:
@@ -111,10 +114,9 @@ def _decode_request(
     if key_version is not None:
         sticky.announced_key_version = _check_key_version(key_version)
     _check_critical(pairs)
-    method = codes.CODE_TO_METHOD.get(code)
-    if method is None:
-        raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
-    path = _read_path([value for number, value in pairs if number == URI_PATH])
+    path_values = [value for number, value in pairs if number == URI_PATH]
+    method = _read_method(code, path_values)
+    path = _read_path(path_values)
     query = _read_query([value for number, value in pairs if number == URI_QUERY])
     accept = _read_accept(pairs)
     body: Any = NO_BODY
@@ -125,6 +127,16 @@ def _decode_request(
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
     reply = _reply_format(accept or body_format, sticky)
     return MatrixRequest(method, path, query, body, sticky.token, reply)
+
+
+def _read_method(code: int, path_values: list[bytes]) -> str:
+    """The HTTP method. FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing."""
+    if code == codes.FETCH and path_values == SLIDING_SYNC_PATH.split(b"/")[1:]:
+        code = codes.POST
+    method = codes.CODE_TO_METHOD.get(code)
+    if method is None:
+        raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
+    return method
 
 
 def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:

@@ -7,26 +7,33 @@ on each association: the access token and the CBOR key version. Whoever serves t
     datagram -> DTLS port -> message_received -> Endpoint -> RequestReceived -> decode_request -> Dispatcher
                                                                                                       |
     datagram <- DTLS port <- driver <---------- Endpoint <- CoapResponse <--- encode_response <-------+
+
+A registration (Observe 0) for a resource that can be observed goes to the `SyncObserver` instead of the dispatcher, and
+what it sends is a notification.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Final, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from synapse_lb.coap.endpoint import Endpoint
-from synapse_lb.coap.errors import ExchangeUnknown, TooManyExchanges
+from synapse_lb.coap.errors import ExchangeUnknown, MessageTooLarge, TooManyExchanges
 from synapse_lb.coap.events import (
+    CancelReason,
     CoapRequest,
     CoapResponse,
     Event,
+    NotificationDelivered,
+    NotificationFailed,
+    NotificationFailure,
     Peer,
     PongReceived,
     RequestCancelled,
@@ -34,6 +41,8 @@ from synapse_lb.coap.events import (
     RequestReceived,
     ResponseUndelivered,
 )
+from synapse_lb.coap.numbers import OptionNumber, is_success
+from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
 from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.clock import Clock
@@ -44,9 +53,17 @@ from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.server.news import NewsWaiter
+from synapse_lb.server.observable import Observable
+from synapse_lb.server.sync_observer import ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
 
 Encoded = tuple[int, list[tuple[int, bytes]], bytes]
+
+NOTIFICATION_MAX_AGE: Final = 65535
+"""s: Max-Age of a notification, the longest that takes two bytes (RFC 7641 section 4.3.1). A result of /sync does not
+grow stale: while nothing is sent nothing has happened. An observer that has heard nothing for so long had better
+register again."""
 
 
 class SecurePort(Protocol):
@@ -66,6 +83,9 @@ class SecurePort(Protocol):
 
     def rtt(self, association_id: int) -> float | None:
         """The round-trip time in seconds that the handshake measured."""
+
+    def close(self, association_id: int) -> None:
+        """End an association, and tell the client; `Gateway.association_lost` follows."""
 
 
 @define
@@ -114,8 +134,10 @@ class Gateway:
         dispatcher: serves the requests.
         clock: the reactor.
         random: for message ids, tokens and jitter.
-        tuning: transmission parameters of the endpoint.
+        tuning: transmission parameters of the endpoint; None serves Q-Block (RFC 9177) beside the defaults.
         limits: bounds of the endpoint.
+        news: tells when an observer may have to be notified; None serves registrations as plain requests.
+        observe: bounds of what is observed.
     """
 
     _log = Logger()
@@ -128,20 +150,24 @@ class Gateway:
         random: random.Random,
         tuning: Tuning | None = None,
         limits: Limits | None = None,
+        news: NewsWaiter | None = None,
+        observe: ObserveOptions | None = None,
     ) -> None:
         self._dispatcher = dispatcher
+        self._parted: Observable | None = None
         self._port: SecurePort | None = None
         self._associations: dict[int, _Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters = GatewayCounters()
         self.endpoint = Endpoint(
             random=random,
-            tuning=tuning if tuning is not None else Tuning(),
+            tuning=tuning if tuning is not None else Tuning(q_block=True),
             limits=limits if limits is not None else Limits(),
             understood=(KEY_VERSION,),
             scope=self._scope,
         )
         self._driver = EndpointDriver(self.endpoint, clock, self._send, self._on_event)
+        self.observer = None if news is None else SyncObserver(dispatcher, news, clock=clock, options=observe)
 
     def attach(self, port: SecurePort) -> None:
         """Name the port that the associations belong to; to be done before the first of them."""
@@ -158,12 +184,23 @@ class Gateway:
         return len(self._running)
 
     @property
+    def observations(self) -> int:
+        """How many observations there are."""
+        return 0 if self.observer is None else len(self.observer)
+
+    @property
     def send_failures(self) -> int:
         """Datagrams that the port refused to send."""
         return self._driver.send_failures
 
+    def end_observations(self) -> None:
+        """Tell all observers that the server stops, while they can still be told. Idempotent."""
+        if self.observer is not None:
+            self.observer.shutdown()
+
     def shutdown(self) -> None:
-        """Cancel all requests that are being served and stop the timer. Idempotent."""
+        """End all observations, cancel all requests that are being served and stop the timer. Idempotent."""
+        self.end_observations()
         for association_id in list(self._associations):
             self._forget(association_id)
         self._driver.stop()
@@ -184,6 +221,7 @@ class Gateway:
 
     def message_received(self, association_id: int, data: bytes) -> None:
         """A client has sent a message."""
+        self._parted = None
         association = self._associations.get(association_id)
         if association is not None and association.unproven and association.ping is None:
             self._ping(association_id, association)
@@ -212,10 +250,18 @@ class Gateway:
     # What the endpoint tells
 
     def _on_event(self, event: Event) -> None:
+        # What a request with Observe 1 has ended comes immediately before it, from the same datagram.
+        parted, self._parted = self._parted, None
         if isinstance(event, RequestReceived):
-            self._serve(event.peer, event.exchange, event.request)
+            self._receive(event.peer, event.exchange, event.request, parted)
         elif isinstance(event, RequestCancelled):
-            self._cancel(event.exchange)
+            self._cancel(event.exchange, event.reason)
+        elif isinstance(event, NotificationDelivered) and self.observer is not None:
+            self.observer.delivered(event.exchange)
+        elif isinstance(event, NotificationFailed) and self.observer is not None:
+            self.observer.failed(event.exchange)
+            if event.reason is not NotificationFailure.RESET:
+                self._give_up(event.peer)
         elif isinstance(event, ResponseUndelivered):
             self.counters.undelivered += 1
         elif isinstance(event, PongReceived | RequestFailed):
@@ -259,7 +305,7 @@ class Gateway:
 
     # One request
 
-    def _serve(self, peer: Peer, exchange: int, request: CoapRequest) -> None:
+    def _receive(self, peer: Peer, exchange: int, request: CoapRequest, parted: Observable | None) -> None:
         association = self._associations.get(peer) if isinstance(peer, int) else None
         if association is None:
             return
@@ -269,6 +315,16 @@ class Gateway:
             self.counters.refused += 1
             self._respond(exchange, encode_error(error))
             return
+        wants = wanted(request.code, request.options)
+        observable = None if wants is None or self.observer is None else Observable.of(matrix)
+        if observable is None or self.observer is None:
+            self._serve(association, exchange, matrix)
+        elif wants == DEREGISTER:
+            self._respond(exchange, encode_response(when_deregistered(observable, parted), matrix.reply))
+        elif wants == REGISTER:
+            self.observer.register(exchange, observable, _Channel(self, association, exchange, matrix))
+
+    def _serve(self, association: _Association, exchange: int, matrix: MatrixRequest) -> None:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
@@ -295,14 +351,40 @@ class Gateway:
     ) -> int:
         """Send the response on its way; the number of bytes is for the dispatcher's logs."""
         self._running.pop(exchange, None)
-        if response is None:
-            return 0
+        return 0 if response is None else self._finish(response, association, exchange, request)
+
+    def _finish(
+        self, response: MatrixResponse, association: _Association, exchange: int, request: MatrixRequest
+    ) -> int:
         _note_token_ended(association.sticky, request, response)
+        return self._respond(exchange, self._encode(response, request))
+
+    def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Encoded:
         encoded = encode_response(response, request.reply)
         if encoded[0] >> 5 == 5 and response.status < 500:
             self.counters.failures += 1
             self._log.error("The answer to {request} could not be encoded", request=request)
-        return self._respond(exchange, encoded)
+        return encoded
+
+    def _notify(self, exchange: int, response: MatrixResponse, request: MatrixRequest) -> int | None:
+        """Send a notification, or the last response if it cannot be sent; returns the bytes of the former."""
+        code, options, payload = encoded = self._encode(response, request)
+        if not is_success(code):
+            self._respond(exchange, encoded)
+            return None
+        notified = Options.of(*options).with_uint(OptionNumber.MAX_AGE, NOTIFICATION_MAX_AGE)
+        try:
+            self.endpoint.notify(exchange, CoapResponse(code, notified, payload), self._driver.now())
+        except ExchangeUnknown:
+            # Ended by the client, of which the event is on its way.
+            return 0
+        except MessageTooLarge as error:
+            body = {"errcode": "M_TOO_LARGE", "error": f"The result has {error.size} bytes"}
+            self._respond(exchange, encode_response(MatrixResponse(500, body), request.reply))
+            return None
+        self.counters.response_bytes += len(payload)
+        self._driver.flush()
+        return len(payload)
 
     def _respond(self, exchange: int, encoded: Encoded) -> int:
         code, options, payload = encoded
@@ -318,11 +400,23 @@ class Gateway:
         self._driver.flush()
         return len(payload)
 
-    def _cancel(self, exchange: int) -> None:
+    def _cancel(self, exchange: int, reason: CancelReason) -> None:
+        observed = None if self.observer is None else self.observer.cancelled(exchange)
+        if reason is CancelReason.DEREGISTERED:
+            self._parted = observed
         running = self._running.pop(exchange, None)
         if running is not None:
             self.counters.cancelled += 1
             running.deferred.cancel()
+
+    def _give_up(self, peer: Peer) -> None:
+        """End the association of an observer that a notification did not reach.
+
+        It would go on to wait in silence: its pings would be answered, and nothing else tells it that the server has
+        forgotten the observation. It either gets the close_notify, or notices that its next ping is not answered.
+        """
+        assert isinstance(peer, int)
+        self._attached().close(peer)
 
     def _forget(self, association_id: int) -> None:
         if self._associations.pop(association_id, None) is None:
@@ -333,6 +427,29 @@ class Gateway:
     def _attached(self) -> SecurePort:
         assert self._port is not None, "attach() comes before the first association"
         return self._port
+
+
+@frozen
+class _Channel:
+    """The way to the client of one registration (a ``Channel`` of `synapse_lb.server.sync_observer`)."""
+
+    gateway: Gateway
+    association: _Association
+    exchange: int
+    request: MatrixRequest
+
+    @property
+    def address(self) -> Address:
+        """Where the client is now."""
+        return self.association.address
+
+    def notify(self, response: MatrixResponse) -> int | None:
+        """Send a notification; None if it cannot be sent."""
+        return self.gateway._notify(self.exchange, response, self.request)
+
+    def finish(self, response: MatrixResponse) -> int:
+        """Send the last response."""
+        return self.gateway._finish(response, self.association, self.exchange, self.request)
 
 
 def _note_token_ended(sticky: StickyState, request: MatrixRequest, response: MatrixResponse) -> None:

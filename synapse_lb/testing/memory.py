@@ -171,6 +171,11 @@ class MemoryPort:
         """Close the port."""
         self.stopListening()
 
+    def unplug(self) -> None:
+        """Close the port without a word to its protocol, as when the process is killed: nothing leaves any more."""
+        self._network.close(self._address)
+        self._protocol = None
+
     def setBroadcastAllowed(self, enabled: bool) -> None:
         """There is no broadcast here."""
 

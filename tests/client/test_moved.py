@@ -41,9 +41,8 @@ class MovedTests(LoopbackTestCase):
         """A request that the server works on and has acknowledged, so that its answer will be a separate one."""
         pending = client.request("GET", WAIT, token="t")
         await until(lambda: self.dispatcher.waiting)
-        counters = self.gateway.endpoint.counters
-        before = counters.datagrams_sent
-        await until(lambda: counters.datagrams_sent > before)
+        before = client.counters.datagrams_received
+        await until(lambda: client.counters.datagrams_received > before)
         return pending
 
     def delivered(self, relay: LossyRelay, count: int) -> bool:

@@ -94,6 +94,31 @@ class TokenTests(SynchronousTestCase):
         sender.answered(first)
         self.assertEqual([sender.prepare(token).token for token in "aabb"], list("aabb"))
 
+    def test_a_notification_shows_that_the_server_knows(self) -> None:
+        """The request is still under way: its options come again with each block of a notification."""
+        sender = StickySender(1)
+        observing = sender.prepare("a")
+        sender.notified(observing)
+        self.assertEqual(sender.prepare("a"), Carried(relies=True))
+
+    def test_other_tokens_are_always_carried_while_one_that_carries_observes(self) -> None:
+        sender = StickySender(None)
+        observing = sender.prepare("a")
+        sender.notified(observing)
+        for token in ("b", "b", "a"):
+            carried = sender.prepare(token)
+            self.assertEqual(carried.token, token)
+            sender.answered(carried)
+
+    def test_no_second_token_while_one_that_relies_observes(self) -> None:
+        sender = StickySender(None)
+        sender.answered(sender.prepare("a"))
+        observing = sender.prepare("a")
+        sender.notified(observing)
+        self.assertFalse(sender.can_take("b"))
+        sender.answered(observing)
+        self.assertTrue(sender.can_take("b"))
+
     def test_a_token_given_up_may_still_arrive(self) -> None:
         sender = StickySender(None)
         sender.abandoned(sender.prepare("a"))

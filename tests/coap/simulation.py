@@ -26,15 +26,20 @@ class Link:
         duplication: Probability that it arrives twice.
         latency: Seconds at least.
         jitter: Seconds at most, on top; datagrams overtake one another.
+        period: Seconds from one blackout to the next.
+        blackout: Seconds of each period, at its end, in which everything is lost.
     """
 
     loss: float = 0.0
     duplication: float = 0.0
     latency: float = 0.05
     jitter: float = 0.0
+    period: float = 1.0
+    blackout: float = 0.0
 
 
 Application = Callable[["Simulation", RequestReceived], None]
+Listener = Callable[["Simulation", Event], None]
 
 
 class Simulation:
@@ -46,10 +51,20 @@ class Simulation:
         link: Between them.
         seed: Of the link.
         application: Called with each request that the server's application gets.
+        on_server_event: Called with each other event of the server.
+        on_client_event: Called with each event of the client.
     """
 
     def __init__(
-        self, client: Endpoint, server: Endpoint, link: Link, seed: int, application: Application
+        self,
+        client: Endpoint,
+        server: Endpoint,
+        link: Link,
+        seed: int,
+        application: Application,
+        *,
+        on_server_event: Listener | None = None,
+        on_client_event: Listener | None = None,
     ) -> None:
         self.now = 0.0
         self.client = client
@@ -58,6 +73,8 @@ class Simulation:
         self.server_events: list[Event] = []
         self.datagrams = 0
         self._application = application
+        self._on_server_event = on_server_event
+        self._on_client_event = on_client_event
         self._link = link
         self._random = random.Random(seed)
         self._pending: list[tuple[float, int, Callable[[], None]]] = []
@@ -106,13 +123,19 @@ class Simulation:
                 self.server_events.append(event)
                 if isinstance(event, RequestReceived):
                     self._application(self, event)
+                elif self._on_server_event is not None:
+                    self._on_server_event(self, event)
             while (event := self.client.next_event()) is not None:
                 progress = True
                 self.client_events.append(event)
+                if self._on_client_event is not None:
+                    self._on_client_event(self, event)
 
     def _transmit(self, receiver: Endpoint, sender: str, datagram: bytes) -> None:
         self.datagrams += 1
         link = self._link
+        if self.now % link.period > link.period - link.blackout:
+            return
         copies = 2 if self._random.random() < link.duplication else 1
         for _ in range(copies):
             if self._random.random() >= link.loss:

@@ -279,8 +279,23 @@ class Transitions(SynchronousTestCase):
         self.assertNotIn(State.ENDED, {state for state, _ in TRANSITIONS})
 
     def test_roles_do_not_mix(self) -> None:
-        client = {State.READY, State.REQUESTING, State.STREAMING, State.AWAITING, State.PINGING, State.ENDED}
-        server = {State.PROCESSING, State.ACCEPTED, State.DELIVERING, State.ENDED}
+        client = {
+            State.READY,
+            State.REQUESTING,
+            State.STREAMING,
+            State.AWAITING,
+            State.PINGING,
+            State.OBSERVING,
+            State.ENDED,
+        }
+        server = {
+            State.PROCESSING,
+            State.ACCEPTED,
+            State.DELIVERING,
+            State.NOTIFYING,
+            State.OBSERVED,
+            State.ENDED,
+        }
         for (before, _), after in TRANSITIONS.items():
             self.assertTrue({before, after} <= client or {before, after} <= server, (before, after))
 

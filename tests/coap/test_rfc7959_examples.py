@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The examples of RFC 7959 section 3 as lock-step tests, with the endpoint at either end.
 
-Figures 12 and 13 are of Observe and are not here. The tokens, which the figures leave out, are those of clients that
-use one token for a whole transfer; other tests use one for each block.
+Figures 12 and 13 are of Observe: see test_rfc7641_examples. The tokens, which the figures leave out, are those of
+clients that use one token for a whole transfer; other tests use one for each block.
 """
 
 from __future__ import annotations

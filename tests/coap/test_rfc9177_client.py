@@ -13,6 +13,7 @@ from attrs import evolve
 from synapse_lb.coap.errors import (
     BlockwiseError,
     BodyTooLarge,
+    MessageTooLarge,
     RequestTimedOut,
     TooManyExchanges,
     UnexpectedResponse,
@@ -107,21 +108,18 @@ class Downloads(_Base):
         self.script.passes(0.1)
         for number in (1, 2, 4, 6, 7, 8, 9):
             self.sends(first, number)
-        asked = self.asked()
-        following = [number for _, numbers in asked for number in numbers]
-        self.assertEqual(following, list(range(10, 10 + len(following))))
-        self.script.passes(0.1)
-        self.sends(asked[0][0], 10)
-        again = self.asked()
-        self.assertEqual(again[0][1][:2], [3, 5])
-        asked[0][1].remove(10)
-        pending = asked + again
+        pending = self.asked()
+        following = [number for _, numbers in pending for number in numbers]
+        self.assertEqual(following, list(range(10, 20)))
+        again: list[int] = []
         while pending:
-            self.script.passes(0.01)
+            self.script.passes(0.1)
             for token, numbers in pending:
                 for number in numbers:
                     self.sends(token, number)
             pending = self.asked()
+            again += [number for _, numbers in pending for number in numbers]
+        self.assertEqual(again, [3, 5])
         self.assertEqual(self.response().payload, self.whole)
         self.assertEqual(self.script.endpoint.counters.blocks_recovered, 2)
         self.gone()
@@ -298,10 +296,38 @@ class Downloads(_Base):
         for request in sent:
             self.assertLessEqual(len(request.encode()), 64)
 
+    def test_requests_for_blocks_validate_and_observe_nothing(self) -> None:
+        """Sections 4.4 and 4.5: neither ETag nor Observe."""
+        options = PATH.with_option(OptionNumber.ETAG, b"old").with_uint(OptionNumber.OBSERVE, 1)
+        self.script.endpoint.request("peer", CoapRequest(Code.GET, options), self.script.now)
+        self.script.endpoint_sends("CON [$m] GET /path ETag=0x6f6c64 Observe=1 Token=$t Q2:0/0/1024")
+        self.script.peer_sends("ACK [$m] 2.05 Token=$t ETag=0x15 Size2=1025 Q2:0/1/1024", bytes(1024))
+        self.script.endpoint_sends("NON [$n] GET /path Token=$u Q2:1/0/1024")
+
+    def test_transfer_options_of_the_application(self) -> None:
+        """What the application says of the transfer is left out: it is chosen here."""
+        options = PATH.with_option(OptionNumber.Q_BLOCK2, b"\x16").with_option(OptionNumber.Q_BLOCK1, b"\x16")
+        self.script.endpoint.request("peer", CoapRequest(Code.GET, options), self.script.now)
+        self.script.endpoint_sends("CON [$m] GET /path Token=$t Q2:0/0/1024")
+
     def test_tokens_do_not_count_as_exchanges(self) -> None:
         """A transfer with many tokens is one exchange."""
         self.start(Q_BLOCK, Limits(max_exchanges_per_peer=2))
         self.begins(100 * 1024)
+        self.ask()
+        self.assertRaises(TooManyExchanges, self.ask)
+        self.script.endpoint.drop_peer("peer", self.script.now)
+        self.script.endpoint.set_peer("peer", q_block=True, now=self.script.now)
+
+    def test_tokens_are_given_back(self) -> None:
+        """When a transfer has ended, the bound of open requests is as before."""
+        self.start(Q_BLOCK, Limits(max_exchanges_per_peer=2))
+        self.begins(4 * 1024)
+        ((token, numbers),) = self.asked()
+        for number in numbers:
+            self.sends(token, number)
+        self.response()
+        self.ask()
         self.ask()
         self.assertRaises(TooManyExchanges, self.ask)
 
@@ -349,6 +375,18 @@ class FallingBack(_Base):
         self.ask()
         self.script.endpoint_sends("CON [$c] GET /path Token=$t_c Q2:0/0/1024")
 
+    def test_block1_does_not_fit(self) -> None:
+        """A datagram with room for Q-Block1 but, by one byte, not for Block1: the request fails, nothing raises."""
+        self.script.endpoint.set_peer("peer", max_message_size=64, now=self.script.now)
+        options = Options.of((OptionNumber.LOCATION_PATH, b""), (2048, bytes(13)))
+        request = CoapRequest(Code.PUT, options, bytes(100))
+        self.script.endpoint.request("peer", request, self.script.now)
+        (first,) = self.script.datagrams()
+        refusal = Message(Type.ACK, Code.BAD_OPTION, first.message_id, first.token)
+        self.script.peer_sends_bytes(refusal.encode())
+        self.failure(MessageTooLarge)
+        self.gone()
+
     def test_block2_in_the_answer(self) -> None:
         """A server may answer with Block2 nevertheless."""
         whole = body(2 * 1024)
@@ -359,6 +397,12 @@ class FallingBack(_Base):
         self.script.peer_sends("ACK [$b] 2.05 Token=$t_b ETag=0x01 2:1/0/1024", whole[1024:])
         self.assertEqual(self.response().payload, whole)
         self.gone()
+
+    def test_not_for_a_registration(self) -> None:
+        """Notifications come with Block2."""
+        options = PATH.with_uint(OptionNumber.OBSERVE, 0)
+        self.script.endpoint.request("peer", CoapRequest(Code.GET, options), self.script.now)
+        self.script.endpoint_sends("CON [$a] GET /path Observe=0 Token=$t")
 
     def test_only_where_it_is_known(self) -> None:
         """Neither without `set_peer` nor without the tuning is anything offered."""

@@ -9,6 +9,7 @@ from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type
 from synapse_lb.coap.options import Options
 from synapse_lb.coap.qblock import MISSING_BLOCKS, encode_missing
+from synapse_lb.coap.tuning import Tuning
 from tests.coap.lockstep import body
 from tests.coap.qblock_case import ClientCase, cut
 
@@ -60,6 +61,41 @@ class Uploads(ClientCase):
         self.assertEqual(self.response(), CoapResponse(Code.CHANGED))
         self.assertEqual(self.script.endpoint.counters.blocks_recovered, 2)
         self.gone()
+
+    def test_nstart_is_for_the_others(self) -> None:
+        """Blocks do not count for NSTART: other requests get through meanwhile, and no more of them than ever."""
+        self.puts(30 * 1024)
+        self.sent("CON", 0)
+        self.script.passes(0.1)
+        self.script.peer_sends("ACK [$m0]")
+        self.assertEqual(len(self.script.datagrams()), 10)
+        for _ in range(6):
+            self.ask()
+        self.assertEqual(len(self.script.datagrams()), 4)
+        self.script.peer_sends("ACK [$m0]")
+        self.script.endpoint_is_quiet()
+        self.script.endpoint.cancel(1, self.script.now)
+        self.script.endpoint_is_quiet()
+        self.ask()
+        self.script.endpoint_is_quiet()
+
+    def test_lost_blocks_shrink_the_window(self) -> None:
+        """A block that had to be sent again tells of congestion: fewer are under way than without."""
+        windows = []
+        for copies in (0, 1):
+            self.start(Tuning(q_block=True, ack_random_factor=1.0))
+            self.puts(200 * 1024)
+            self.sent("CON", 0)
+            self.script.passes(0.1)
+            self.script.peer_sends("ACK [$m0]")
+            sent = self.script.datagrams()
+            self.script.passes(0.1 + copies * 2)
+            for message in sent:
+                self.script.peer_sends_bytes(Message(Type.ACK, 0, message.message_id).encode())
+            stream = next(iter(self.script.endpoint._core.peers["peer"].requesting.values())).stream
+            assert stream is not None and stream.upload is not None and stream.upload.window is not None
+            windows.append(stream.upload.window.window)
+        self.assertLess(windows[1], 0.6 * windows[0])
 
     def test_separate_response(self) -> None:
         """All blocks are acknowledged, and the response comes later with the token of any."""

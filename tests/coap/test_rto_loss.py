@@ -87,3 +87,10 @@ class LossAndDelayTests(SynchronousTestCase):
         rto = RetransmissionTimeout(Tuning(adaptive_rto=False))
         rto.repeated(5.0, 0.1, 1)
         self.assertEqual(rto.timeout, 2.0)
+
+    def test_bounded_whatever_was_measured(self) -> None:
+        source = random.Random(1)
+        rto = RetransmissionTimeout(TUNING)
+        rto.sample(300.0)
+        self.assertTrue(all(60.0 <= rto.draw(source) <= 90.0 for _ in range(100)))
+        self.assertLessEqual(rto.draw(source, allowance=20.0), 90.0)

@@ -25,6 +25,18 @@ class TuningTests(SynchronousTestCase):
         self.assertEqual(tuning.exchange_lifetime, 247)
         self.assertEqual(tuning.non_lifetime, 145)
 
+    def test_q_block(self) -> None:
+        """RFC 9177 section 7.2, table 3."""
+        tuning = Tuning()
+        self.assertFalse(tuning.q_block)
+        self.assertEqual((tuning.max_payloads, tuning.non_max_retransmit), (10, 4))
+        self.assertEqual((tuning.non_timeout, tuning.non_receive_timeout), (2.0, 4.0))
+        self.assertEqual((tuning.non_partial_timeout, tuning.non_probing_wait), (247, 247))
+        self.assertEqual(Tuning(non_max_retransmit=2, max_latency=10.0).non_partial_timeout, 9 + 20 + 2)
+        Tuning(non_timeout=3, non_receive_timeout=4)
+        error = self.assertRaises(ValueError, Tuning, non_timeout=3.5, non_receive_timeout=4)
+        self.assertIn("non_receive_timeout must be at least non_timeout + 1 (4.5)", str(error))
+
     def test_derived_follow(self) -> None:
         tuning = Tuning(ack_timeout=8.0, ack_random_factor=1.0, max_retransmit=2, max_latency=10.0)
         self.assertEqual(tuning.max_transmit_span, 24)
@@ -49,6 +61,11 @@ class TuningTests(SynchronousTestCase):
             ("response_timeout", 0),
             ("min_rto", 0),
             ("max_rto", 0.5),
+            ("max_payloads", 0),
+            ("non_timeout", 0),
+            ("non_receive_timeout", 2.9),
+            ("non_max_retransmit", 21),
+            ("probing_rate", 0),
         ):
             values: dict[str, Any] = {name: value}
             error = self.assertRaises(ValueError, Tuning, **values)

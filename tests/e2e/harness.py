@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "cas_config": {"enabled": True, "server_url": "https://cas.example.com"},
         },
     },
+    "no-q-block": {"lowbandwidth_options": {"tuning": {"q_block": False}}},
     # Tests of the network's badness need not wait for timeouts that are made for the whole world.
     "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.02, "separate_after": 0.2}}},
 }
@@ -317,6 +318,14 @@ class SynapseTestCase(TestCase):
         """Access-log lines since the test began that match."""
         lines = [line for line in self.logged().splitlines() if "Processed request" in line]
         return [line for line in lines if re.search(pattern, line)]
+
+    async def assert_run(self, pattern: str, times: int) -> None:
+        """So many requests that match have been run since the test began.
+
+        Synapse writes the access-log line of a request after its answer, which can be here before.
+        """
+        await self.until(lambda: len(self.logged_requests(pattern)) >= times, f"{times} lines of {pattern}")
+        self.assertEqual(len(self.logged_requests(pattern)), times, pattern)
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         """Wait until something outside of this process has happened."""

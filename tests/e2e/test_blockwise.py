@@ -84,15 +84,15 @@ class BlockwiseTestCase(SynapseTestCase):
             [event["content"] for event in events],
             [event["content"] for event in over_http["rooms"]["join"][room]["timeline"]["events"]],
         )
-        await self.until(lambda: self.logged_requests(r"GET \S+/sync"), "the access-log line of /sync")
-        self.assertEqual(len(self.logged_requests(r"GET \S+/sync\S* CoAP")), 1, "one run for all blocks")
+        await self.assert_run(r"GET \S+/sync\S* CoAP", 1)
 
-    async def upload_big_keys(self, client: LowBandwidthClient) -> None:
+    async def upload_big_keys(self, client: LowBandwidthClient, patience: float = 120) -> None:
         user = self.user()
         keys = one_time_keys(user, 300)
         body = {"one_time_keys": keys}
         self.assertGreater(len(json.dumps(body)), 60_000)
-        answer = await self.ask(client, "POST", f"{CLIENT}/keys/upload", body, token=user.token, timeout=120)
+        path = f"{CLIENT}/keys/upload"
+        answer = await self.ask(client, "POST", path, body, token=user.token, timeout=patience)
         self.assertEqual(answer["one_time_key_counts"]["signed_curve25519"], 300)
         claimed = user.http(
             "POST",
@@ -101,18 +101,18 @@ class BlockwiseTestCase(SynapseTestCase):
         )
         ((name, key),) = claimed["one_time_keys"][user.user_id][user.device_id].items()
         self.assertEqual(key, keys[name])
-        self.assertEqual(len(self.logged_requests(r"POST \S+/keys/upload")), 1)
+        await self.assert_run(r"POST \S+/keys/upload", 1)
 
 
 class GoodNetworkTests(BlockwiseTestCase):
     async def test_sync_of_300_kilobytes_by_block2(self) -> None:
-        client = self.client()
+        client = self.client(q_block=False)
         await self.fetch_big_sync(client)
         # Each block is a datagram of its own, there and back.
         self.assertGreater(client.counters.datagrams_received, BIG // 1024)
 
     async def test_keys_upload_of_60_kilobytes_by_block1(self) -> None:
-        client = self.client()
+        client = self.client(q_block=False)
         await self.upload_big_keys(client)
         # 300 keys of about 190 bytes of CBOR.
         self.assertGreater(client.counters.datagrams_sent, 50)
@@ -208,7 +208,7 @@ class BadNetworkTests(BlockwiseTestCase):
 
     def stormy_client(self, seed: int) -> tuple[LowBandwidthClient, LossyRelay]:
         relay = self.relay(BAD, seed)
-        return self.client(relay.port, tuning=SMALL_WORLD), relay
+        return self.client(relay.port, tuning=SMALL_WORLD, q_block=False), relay
 
     def assert_stormy(self, relay: LossyRelay, least: int) -> None:
         """Each misfortune has happened that often, both ways together."""
@@ -242,7 +242,7 @@ class BadNetworkTests(BlockwiseTestCase):
         history = user.http("GET", f"{CLIENT}/rooms/{room}/messages?dir=b&limit=200")
         texts = [e["content"]["body"] for e in history["chunk"] if e["type"] == "m.room.message"]
         self.assertEqual(sorted(texts, key=int), [str(number) for number in range(40)])
-        self.assertEqual(len(self.logged_requests(r"PUT \S+/send/")), 40, "each was run once")
+        await self.assert_run(r"PUT \S+/send/", 40)
         self.assert_stormy(relay, 10)
 
     async def test_requests_without_a_transaction_id_are_run_once(self) -> None:
@@ -258,14 +258,14 @@ class BadNetworkTests(BlockwiseTestCase):
         self.assertEqual(len(set(rooms)), 12)
         joined = user.http("GET", f"{CLIENT}/joined_rooms")["joined_rooms"]
         self.assertEqual(sorted(joined), sorted(rooms))
-        self.assertEqual(len(self.logged_requests(r"POST \S+/createRoom \S*CoAP")), 12)
+        await self.assert_run(r"POST \S+/createRoom \S*CoAP", 12)
 
         invitation = {"user_id": guest.user_id}
         await self.ask(client, "POST", f"{CLIENT}/rooms/{rooms[0]}/invite", invitation, token=user.token)
         guests_client = self.client(relay.port, tuning=SMALL_WORLD)
         await self.ask(guests_client, "POST", f"{CLIENT}/rooms/{rooms[0]}/join", {}, token=guest.token)
         await self.ask(guests_client, "POST", f"{CLIENT}/rooms/{rooms[0]}/leave", {}, token=guest.token)
-        self.assertEqual(len(self.logged_requests(r"POST \S+/(invite|join|leave) ")), 3)
+        await self.assert_run(r"POST \S+/(invite|join|leave) ", 3)
         history = user.http("GET", f"{CLIENT}/rooms/{rooms[0]}/messages?dir=b&limit=50")
         steps = [
             event["content"]["membership"]

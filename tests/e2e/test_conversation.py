@@ -63,8 +63,7 @@ class ConversationTests(SynapseTestCase):
         for _ in range(3):
             await self.ask(client, "GET", f"{CLIENT}/account/whoami", token=user.token)
         pattern = r'"GET /_matrix/client/(v3|r0)/account/whoami CoAP/1"'
-        await self.until(lambda: len(self.logged_requests(pattern)) >= 3, "three access-log lines")
-        self.assertEqual(len(self.logged_requests(pattern)), 3)
+        await self.assert_run(pattern, 3)
         self.assertIn(f"{{{user.user_id}", self.logged_requests(pattern)[0])
         self.assertNotIn(user.token, self.logged())
 
@@ -145,5 +144,11 @@ class SameAsHttpTests(SynapseTestCase):
         self.assertEqual(over_coap, over_http)
         self.assertEqual(
             over_http["org.matrix.msc3079.low_bandwidth"],
-            {"dtls": self.homeserver.ports.lowbandwidth, "cbor_enum_version": 1, "coap_enum_version": 1},
+            {
+                "dtls": self.homeserver.ports.lowbandwidth,
+                "cbor_enum_version": 1,
+                "coap_enum_version": 1,
+                "observe": 1,
+                "q_block": 1,
+            },
         )

@@ -190,6 +190,9 @@ class RobustnessTests(SynapseTestCase):
         options = path_options(f"{CLIENT}/sync", f"since={since}&timeout=2000")
         peer.request(Code.GET, options.with_option(ACCESS_TOKEN, user.token.encode()), token=b"\x05")
         await peer.find(lambda m: m.type is Type.ACK and m.code == Code.EMPTY, "empty ACK")
+        # Begun in order of arrival: now the long poll is in Synapse, not only acknowledged.
+        peer.request(Code.GET, path_options(f"{CLIENT}/account/whoami"), token=b"\x06")
+        await peer.response(b"\x06")
         peer.request(Code.GET, path_options(f"{CLIENT}/account/whoami"), token=b"\x05")
         response = await peer.response(b"\x05")
         self.assertEqual(cbor_value(response)["user_id"], user.user_id)

@@ -3,7 +3,7 @@
 
     python -m tests.homeserver.shutdown_child homeserver.yaml port
 
-It prints what is left of the listener, before and after, as one JSON object.
+One user observes /sync meanwhile. It prints what is left of the listener, before and after, as one JSON object.
 """
 
 from __future__ import annotations
@@ -43,6 +43,12 @@ def traces() -> dict[str, Any]:
     }
 
 
+def listening(hs: Any) -> int:
+    """How many listeners Synapse's notifier has."""
+    streams = hs.get_notifier().user_to_user_stream.values()
+    return sum(stream.count_listeners() for stream in streams)
+
+
 async def run(config_path: str, port: int) -> dict[str, Any]:
     """Start, serve, shut down."""
     config = HomeServerConfig.load_config("test", ["-c", config_path])
@@ -51,11 +57,25 @@ async def run(config_path: str, port: int) -> dict[str, Any]:
     await app.start(hs, freeze=False)
     client = LowBandwidthClient(reactor, f"127.0.0.1:{port}", verification=ClientVerification.none())
     answer = await client.request("GET", "/_matrix/client/versions")
+    register = {
+        "auth": {"type": "m.login.dummy"},
+        "username": "observer",
+        "password": "correct horse battery",
+    }
+    user = await client.request("POST", "/_matrix/client/v3/register", json=register)
+    bodies: list[Any] = []
+    client.observe_sync(None, bodies.append, token=user.body["access_token"])
+    while not bodies:
+        await deferLater(reactor, 0.02)
+    await deferLater(reactor, 0.2)  # The first answer is acknowledged, and the observer waits for news.
     before = traces()
+    before["listening"] = listening(hs)
     await hs.shutdown()
     await deferLater(reactor, 0.1)
     await client.close()
+    left = listening(hs)
     after = traces()
+    after["listening"] = left
     reference = weakref.ref(hs)
     del hs, config
     await deferLater(reactor, 1.5)  # Synapse's own last sleeps are over.

@@ -19,6 +19,7 @@ from synapse_lb.homeserver.config import (
     parse_listener,
 )
 from synapse_lb.homeserver.module import LowBandwidthModule
+from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
 
 
@@ -39,9 +40,11 @@ class ListenerTests(SynchronousTestCase):
                 bind_addresses=("::", "0.0.0.0"),
                 tag="8008",
                 advertised_port=8008,
+                observe=True,
+                observe_options=ObserveOptions(),
                 dtls=ServerOptions(),
                 limits=Limits(),
-                tuning=Tuning(),
+                tuning=Tuning(q_block=True),
             ),
         )
         self.assertEqual((config.type, config.http_options, config.is_tls()), ("lowbandwidth", None, False))
@@ -64,6 +67,20 @@ class ListenerTests(SynchronousTestCase):
         config = listener(advertised_port=443, tag="lb")
         self.assertEqual((config.port, config.advertised_port, config.tag), (8008, 443, "lb"))
         self.assertFalse(listener(advertise=False).advertise)
+
+    def test_observing(self) -> None:
+        config = listener(
+            observe=False,
+            limits={"max_observations_per_peer": 3, "max_observations_per_user": 5},
+            tuning={"notification_processing": "5m"},
+        )
+        self.assertFalse(config.observe)
+        self.assertEqual(config.limits, Limits(max_observations_per_peer=3))
+        self.assertEqual(config.observe_options, ObserveOptions(max_observations_per_user=5))
+        self.assertEqual(config.tuning, Tuning(q_block=True, notification_processing=300.0))
+        with self.assertRaises(ConfigError) as caught:
+            listener(limits={"max_observations_per_user": 0})
+        self.assertIn("max_observations_per_user", str(caught.exception.path))
 
     def test_dtls(self) -> None:
         config = listener(mtu=1000, idle_timeout="2h", limits={"max_associations": 7, "max_half_open": 3})
@@ -120,6 +137,7 @@ class ListenerTests(SynchronousTestCase):
             "adaptive_rto": False,
             "min_rto": 2,
             "max_rto": "30s",
+            "q_block": False,
         }
         self.assertEqual(listener(tuning=options).tuning, Tuning(**{**options, "max_rto": 30.0}))
 

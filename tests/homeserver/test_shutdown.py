@@ -43,8 +43,10 @@ class ShutdownTests(SynchronousTestCase):
         self.assertTrue(result["before"]["versions_replaced"])
         self.assertEqual(len(result["before"]["sockets"]), 1)
         self.assertNotEqual(result["before"]["delayed_calls"], [])
+        self.assertEqual(result["before"]["listening"], 1)
         self.assertIn("synapse_lb_associations", result["before"]["metrics"])
         self.assertEqual(
-            result["after"], {"versions_replaced": False, "delayed_calls": [], "sockets": [], "metrics": []}
+            result["after"],
+            {"versions_replaced": False, "delayed_calls": [], "sockets": [], "metrics": [], "listening": 0},
         )
         self.assertTrue(result["collected"])  # Nothing refers to the homeserver any more.

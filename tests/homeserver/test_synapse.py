@@ -91,7 +91,13 @@ class ServingTests(SynapseTestCase):
         self.assertEqual((response.status, response.body), (status, over_http))
         self.assertEqual(
             over_http["org.matrix.msc3079.low_bandwidth"],
-            {"dtls": self.homeserver.ports.lowbandwidth, "cbor_enum_version": 1, "coap_enum_version": 1},
+            {
+                "dtls": self.homeserver.ports.lowbandwidth,
+                "cbor_enum_version": 1,
+                "coap_enum_version": 1,
+                "observe": 1,
+                "q_block": 1,
+            },
         )
 
     async def test_well_known(self) -> None:
@@ -272,6 +278,8 @@ class MetricsTests(SynapseTestCase):
         labels = '{address="127.0.0.1",listener="narrow",server_name="localhost"}'
         self.assertEqual(metrics[f"synapse_lb_associations{labels}"], 1)
         self.assertEqual(metrics[f"synapse_lb_requests_running{labels}"], 0)
+        self.assertEqual(metrics[f"synapse_lb_observations{labels}"], 0)
+        self.assertEqual(metrics[f"synapse_lb_observe_registrations_total{labels}"], 0)
         self.assertEqual(metrics[f"synapse_lb_gateway_requests_total{labels}"], 1)
         self.assertGreater(metrics[f"synapse_lb_dtls_bytes_received_total{labels}"], 100)
         self.assertGreaterEqual(metrics[f"synapse_lb_coap_datagrams_received_total{labels}"], 1)

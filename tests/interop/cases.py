@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079 import cbor
 from synapse_lb.testing.throwaway import synapse_is_installed
+from synapse_lb.txdtls.certificates import generate_self_signed
 from tests.e2e.harness import CLIENT, User, numbers, shared_homeserver
 
 PASSWORD = "correct horse battery"
@@ -56,15 +57,18 @@ class LibcoapTestCase(InteropTestCase):
         token: str | None = None,
         options: tuple[str, ...] = (),
         expect_failure: bool = False,
+        trusting: Path | None = None,
     ) -> Any:
-        """One request: the decoded body of the response.
+        """One request: the decoded body of the response, or what was printed if a failure is expected.
 
-        coap-client exits with 0 whatever the response code is, and prints codes of errors on standard error.
+        coap-client exits with 0 whatever the response is; an error response is printed and leaves no output
+        file. It cuts a path at 100 bytes, so what goes into a room had better go by path code.
         """
         output = self.folder / "answer.cbor"
         output.unlink(missing_ok=True)
         command = [self.program, "-m", method, "-A", "60", "-B", "30", "-o", str(output)]
-        command += ["-C", str(self.homeserver.certificate_path), *options]
+        trusted = trusting if trusting is not None else self.homeserver.certificate_path
+        command += ["-C", str(trusted), *options]
         if token is not None:
             command += ["-O", f"256,{token}"]
         if body is not None:
@@ -75,6 +79,7 @@ class LibcoapTestCase(InteropTestCase):
         said = f"{' '.join(command)}\n{finished.stdout}{finished.stderr}"
         self.assertEqual(finished.returncode, 0, said)
         if expect_failure:
+            self.assertFalse(output.exists(), said)
             return finished.stdout + finished.stderr
         self.assertTrue(output.exists(), said)
         return cbor.decode(output.read_bytes()).value
@@ -96,11 +101,28 @@ class LibcoapTestCase(InteropTestCase):
         status, who = self.homeserver.request("GET", f"{CLIENT}/account/whoami", token=answer["access_token"])
         self.assertEqual((status, who["device_id"]), (200, answer["device_id"]))
 
+    def test_a_wrong_password_is_said_in_synapses_words(self) -> None:
+        user = self.user()
+        body = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": user.name},
+            "password": "wrong",
+        }
+        said = self.coap("post", "/1", body, expect_failure=True)
+        self.assertIn("4.03", said)
+        self.assertIn("M_FORBIDDEN", said)
+
+    def test_the_certificate_is_verified(self) -> None:
+        stranger = self.folder / "stranger.crt"
+        stranger.write_bytes(generate_self_signed(["127.0.0.1"])[0])
+        said = self.coap("get", "/0", expect_failure=True, trusting=stranger)
+        self.assertNotIn("2.05", said)
+
     def test_put_send(self) -> None:
         user = self.user()
         room = user.room()
         body = {"msgtype": "m.text", "body": f"from {self.program}"}
-        answer = self.coap("put", f"{CLIENT}/rooms/{room}/send/m.room.message/txn1", body, user.token)
+        answer = self.coap("put", f"/9/{room}/m.room.message/txn1", body, user.token)
         event = user.http("GET", f"{CLIENT}/rooms/{room}/event/{answer['event_id']}")
         self.assertEqual(event["content"], body)
 
@@ -109,10 +131,8 @@ class LibcoapTestCase(InteropTestCase):
         room = user.room()
         for number in range(10):
             user.say(room, f"{number} " + "x" * 1500)
-        for size in ((), ("-b", "256")):
-            answer = self.coap(
-                "get", f"{CLIENT}/rooms/{room}/messages?dir=b&limit=10", None, user.token, size
-            )
+        for size in ((), ("-b", "256"), ("-b", "64")):
+            answer = self.coap("get", f"/E/{room}?dir=b&limit=10", None, user.token, size)
             texts = [event["content"]["body"] for event in answer["chunk"]]
             self.assertEqual(texts, [f"{number} " + "x" * 1500 for number in reversed(range(10))])
 
@@ -121,7 +141,7 @@ class LibcoapTestCase(InteropTestCase):
         room = user.room()
         text = base64.b64encode(os.urandom(15_000)).decode()
         body = {"msgtype": "m.text", "body": text}
-        answer = self.coap("put", f"{CLIENT}/rooms/{room}/send/m.room.message/txn2", body, user.token)
+        answer = self.coap("put", f"/9/{room}/m.room.message/txn2", body, user.token)
         event = user.http("GET", f"{CLIENT}/rooms/{room}/event/{answer['event_id']}")
         self.assertEqual(event["content"], body)
         topic = {"name": "big", "topic": text}

@@ -45,6 +45,15 @@ class MethodTests(SynchronousTestCase):
             error = refusal(code)
             self.assertEqual((error.code, error.errcode), (0x85, "M_UNRECOGNIZED"))
 
+    def test_fetch_is_the_post_of_sliding_sync(self) -> None:
+        """RFC 8132 section 2; docs/extensions.md."""
+        path = ("_matrix", "client", "unstable", "org.matrix.simplified_msc3575", "sync")
+        found = request(FETCH, b"\xa0", path=path, query=("pos=1",), content_format=60)
+        self.assertEqual((found.method, found.query, found.body), ("POST", b"pos=1", {}))
+        self.assertEqual(found, request(POST, b"\xa0", path=path, query=("pos=1",), content_format=60))
+        for other in (path[:-1], (*path, ""), ("/".join(path),), ("7",), ("_matrix", "client", "v3", "sync")):
+            self.assertEqual(refusal(FETCH, path=other).code, 0x85, other)
+
 
 class PathTests(SynchronousTestCase):
     """Uri-Path values -> percent-encoded path."""

@@ -8,11 +8,15 @@ import re
 from pathlib import Path
 from typing import Final
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb import __version__
 from synapse_lb.cli.main import COMMANDS
-from tests.project.sources import ROOT, relative
+from synapse_lb.coap.counters import Counters
+from synapse_lb.server.gateway import GatewayCounters
+from synapse_lb.txdtls.options import ServerCounters
+from tests.project.sources import PACKAGE, ROOT, relative
 
 LINK: Final = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 FENCE: Final = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -111,6 +115,36 @@ class CommandsTests(SynchronousTestCase):
         self.assertEqual(wrong, [])
         readme = (ROOT / "README.md").read_text()
         self.assertEqual([name for name in COMMANDS if f"synapse-lb {name}" not in readme], [])
+
+
+class NamesTests(SynchronousTestCase):
+    """Names of the code in the documents."""
+
+    def test_counters_exist(self) -> None:
+        """Every counter of the table of failures, and every metric named elsewhere, is counted."""
+        rooms = {"dtls": ServerCounters, "coap": Counters, "gateway": GatewayCounters}
+        known = {
+            f"{room}_{field.name}" for room, counters in rooms.items() for field in attrs.fields(counters)
+        }
+        named = set()
+        for path in documents():
+            named |= set(re.findall(r"`((?:dtls|coap|gateway)_\w+)`", path.read_text()))
+            named |= set(re.findall(r"synapse_lb_((?:dtls|coap|gateway)_\w+)_total", path.read_text()))
+        self.assertGreater(len(named), 20)
+        self.assertEqual(named - known, set())
+
+    def test_files_exist(self) -> None:
+        """Every file of the package that the documents name is there, or is said to be still to come."""
+        coming = (ROOT / "docs" / "architecture.md").read_text().partition("## What comes next")[2]
+        wrong = []
+        for path in documents():
+            for name in re.findall(r"`((?:\w+/)+\w+\.py)`", path.read_text()):
+                if (
+                    not any((ROOT / top / name).exists() for top in ("", PACKAGE))
+                    and f"`{name}`" not in coming
+                ):
+                    wrong.append(f"{relative(path)}: {name}")
+        self.assertEqual(wrong, [])
 
 
 class VersionsTests(SynchronousTestCase):

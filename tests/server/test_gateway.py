@@ -56,6 +56,10 @@ class FakePort:
         self.clients: dict[int, Client] = {}
         self.confirmed: list[int] = []
         self.address: IPv4Address | IPv6Address = IPv4Address("UDP", "192.0.2.7", 50000)
+        self.closed: list[int] = []
+
+    def close(self, association_id: int) -> None:
+        self.closed.append(association_id)
 
     def send(self, association_id: int, data: bytes) -> None:
         if association_id not in self.clients:
@@ -191,6 +195,18 @@ class GatewayTests(SynchronousTestCase):
         for ping, confirmed in ((first, []), (second, [1]), (second, [1])):
             self.gateway.message_received(1, Message(Type.RST, 0, ping.message_id).encode())
             self.assertEqual(self.port.confirmed, confirmed)
+        self.clock.advance(300)  # message ids are kept for EXCHANGE_LIFETIME
+        self.assertTrue(self.gateway.endpoint.idle)
+
+    def test_a_ping_to_an_address_that_was_left_is_not_repeated(self) -> None:
+        self.alice.deaf = True
+        self.gateway.association_moved(1)
+        self.gateway.association_moved(1)
+        first, second = self.alice.received
+        for _ in range(300):
+            self.clock.advance(1)
+        self.assertEqual(self.alice.received.count(first), 1)
+        self.assertGreater(self.alice.received.count(second), 3)
 
     def test_a_ping_that_was_lost_for_good_is_sent_again_when_the_client_speaks(self) -> None:
         self.alice.deaf = True

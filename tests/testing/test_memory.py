@@ -86,6 +86,16 @@ class MemoryUDPTests(SynchronousTestCase):
         self.assertEqual(self.server.received, [])
         self.assertEqual(self.network.unreachable, 1)
 
+    def test_an_unplugged_port_is_silent_both_ways(self) -> None:
+        """As when its process is killed: the protocol is not told, and what it still says goes nowhere."""
+        self.port.unplug()
+        self.server.transport.write(b"x", ("192.0.2.2", 49152))
+        self.client.transport.write(b"y", ("192.0.2.1", 8008))
+        self.network.advance(1)
+        self.assertEqual((self.server.received, self.client.received, self.server.stopped), ([], [], False))
+        self.assertEqual(self.network.unreachable, 1)
+        self.network.listenUDP(8008, self.server, interface="192.0.2.1")
+
     def test_a_taken_port_is_refused_and_the_next_is_found(self) -> None:
         again = Echo(self.network)
         self.assertRaises(CannotListenError, self.network.listenUDP, 8008, again, interface="192.0.2.1")

@@ -365,6 +365,9 @@ class CrowdedAddressTests(MovedTestCase):
         pending.send(b"new")
         stranger.write(pending)
         self.assertEqual(self.handler.messages[-1], (2, b"new"))
+        self.assertEqual((len(self.server._movement), self.server.associations), (1, 1))
+        self.server.shutdown()
+        self.assertEqual(len(self.server._movement), 0)
 
     def test_it_moves_away_during_its_own_second_handshake(self) -> None:
         again = self.client.new_association()
