@@ -106,9 +106,7 @@ def _axes(number: int, rtt: float, losses: list[float], scale: _Scale) -> list[s
     ]
     for tick in scale.ticks():
         y = scale.y(tick)
-        parts.append(
-            f'<line x1="{left}" y1="{y:.1f}" x2="{left + _PANEL}" y2="{y:.1f}" stroke="#dddddd"/>'
-        )
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + _PANEL}" y2="{y:.1f}" stroke="#dddddd"/>')
         if number == 0:
             parts.append(_text(left - 6, y + 4, f"{tick:g}", "end"))
     for loss in losses:
