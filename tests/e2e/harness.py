@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import time
 import unittest
 from collections.abc import Callable
 from typing import Any
@@ -261,8 +262,19 @@ class SynapseTestCase(TestCase):
         self.homeserver = shared_homeserver(self.kind)
         if self.homeserver.pid is None:
             self.homeserver.start()
+        self._let_the_log_catch_up()
         self.log_start = len(self.homeserver.log_text())
         self.errors_before = len(self.homeserver.error_lines(self.allowed_errors))
+
+    def _let_the_log_catch_up(self) -> None:
+        """Wait for a line of our own: those of the test before, written after their answers, are there then."""
+        mark = f"/_matrix/client/versions?mark={next(numbers)}"
+        self.homeserver.request("GET", mark)
+        deadline = time.monotonic() + WAIT
+        while mark not in self.homeserver.log_text():
+            if time.monotonic() > deadline:
+                self.fail(f"Synapse never logged {mark}")
+            time.sleep(0.005)
 
     def tearDown(self) -> None:
         new = self.homeserver.error_lines(self.allowed_errors)[self.errors_before :]

@@ -132,6 +132,12 @@ class Application:
         check: called when something was processed; what it raises is a violation.
         violated: called with what must not happen.
         settings: of the client.
+
+    Attributes:
+        disk: see there.
+        running: whether it goes on to send.
+        broke: how often the handler has failed.
+        at_work: called when a body is next at work, and not processed yet; for whoever wants to kill it then.
     """
 
     def __init__(
@@ -151,6 +157,7 @@ class Application:
         self.reactor: Final = reactor
         self.running = True
         self.broke = 0
+        self.at_work: Callable[[], None] | None = None
         self._random = random
         self._habits = habits
         self._check = check
@@ -202,6 +209,10 @@ class Application:
         mean = habits.longest_work if random.random() < habits.long_work else habits.work
         if random.random() > 0.3:
             await self.reactor.sleep(min(random.expovariate(1 / mean), 2 * mean))
+        if self.at_work is not None:
+            await self.reactor.sleep(random.uniform(0.0, 10.0))
+            self.at_work()
+            await self.reactor.sleep(0.0)
         if random.random() < habits.breaks:
             self.broke += 1
             raise HandlerBroke

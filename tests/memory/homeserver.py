@@ -163,7 +163,6 @@ class Totals:
     empty: int = 0
     retransmissions: int = 0
     duplicates: int = 0
-    deleted: int = 0
 
 
 class Homeserver:

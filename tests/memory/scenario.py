@@ -26,7 +26,7 @@ from synapse_lb.client import ClientVerification
 from synapse_lb.testing.lossy import CLEAR, Weather
 from synapse_lb.txdtls.context import ServerContext
 from tests.memory.application import Application, Disk, Habits, Lane
-from tests.memory.homeserver import Homeserver, Store, Totals
+from tests.memory.homeserver import CACHED, Homeserver, Store, Totals
 from tests.memory.network import SERVER, BadNetwork, Machine
 
 ALICE: Final = "@alice:localhost"
@@ -255,7 +255,7 @@ class Scenario:
                 self._kill_server,
                 self._stop_server,
                 self._kill_application,
-                self._kill_application,
+                self._kill_at_work,
                 self._stop_application,
             )
         )
@@ -310,12 +310,22 @@ class Scenario:
             violated=self._violations.append,
         )
 
-    def _kill_application(self) -> None:
+    def _kill_at_work(self) -> None:
+        """Kill one that was given a body and has not processed it yet: it has to get it once more."""
         user = self._random.choice(list(HOSTS))
+        application = self._applications.get(user)
+        if application is not None:
+            application.at_work = functools.partial(self._kill, user)
+
+    def _kill_application(self) -> None:
+        self._kill(self._random.choice(list(HOSTS)))
+
+    def _kill(self, user: str) -> None:
         application = self._applications.pop(user, None)
         if application is None:
             return
-        down = self._random.choice((0.0, 5.0, 60.0)) * self._random.random()
+        # Some come back when the results that were sent to them are in no cache of the server any more.
+        down = self._random.choice((0.0, 5.0, 60.0, 3 * CACHED)) * self._random.random()
         self._say(f"{user} is killed for {down:.1f} s")
         application.running = False
         application.reactor.kill()

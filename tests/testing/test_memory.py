@@ -94,7 +94,7 @@ class MemoryUDPTests(SynchronousTestCase):
         self.network.advance(1)
         self.assertEqual((self.server.received, self.client.received, self.server.stopped), ([], [], False))
         self.assertEqual(self.network.unreachable, 1)
-        self.network.listenUDP(8008, self.server, interface="192.0.2.1")
+        self.network.listenUDP(8008, Echo(self.network), interface="192.0.2.1")
 
     def test_a_taken_port_is_refused_and_the_next_is_found(self) -> None:
         again = Echo(self.network)
