@@ -19,11 +19,13 @@ import attrs
 from synapse_lb.cli.bench_plot import figure
 from synapse_lb.cli.bench_results import Link, Results, ResultsError, Run, tables
 from synapse_lb.cli.bench_transports import (
+    STANDARD,
     TRANSPORTS,
     HttpsFetcher,
     Task,
     Transport,
     body_sizes,
+    chosen_transports,
     measure_coap,
     measure_https,
 )
@@ -49,11 +51,12 @@ _MBIT: Final = 125_000.0
 _DESCRIPTION = """\
 Fetches an initial /sync of a real, throw-away Synapse over a simulated link, by Block2, Q-Block2 and HTTPS over TCP,
 at several round trips and losses. Needs root on Linux (network namespaces, TUN devices), and Synapse:
-pip install 'synapse-lb[server]'. Everything takes hours, most of them Block2's; --quick takes some minutes.
+pip install 'synapse-lb[server]'. Everything takes a quarter of an hour; --quick takes two minutes.
 """
 _EXPLANATION = """\
 Medians. Seconds are from the first packet of the handshake to the last byte of the body; decoding is not in them.
 Bytes are IP packets with all headers, both ways, lost ones included. Loss is random, in each direction.
+~ given up when --patience was over, and extrapolated in proportion from the share of the body that was there.
 """
 
 
@@ -65,7 +68,6 @@ def add_parser(subparsers: Subparsers) -> None:
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    standard = ",".join(name for name, each in TRANSPORTS.items() if each.in_the_standard_set)
     parser.add_argument("--rtt", metavar="MS,MS,...", help=f"round trips, in milliseconds ({RTTS})")
     parser.add_argument("--loss", metavar="%,%,...", help=f"losses in each direction, in percent ({LOSSES})")
     parser.add_argument(
@@ -75,16 +77,20 @@ def add_parser(subparsers: Subparsers) -> None:
         "--queue", type=int, default=250_000, metavar="BYTES", help="that may wait before the link (250000)"
     )
     parser.add_argument("--size", type=int, default=1_000_000, metavar="BYTES", help="of the JSON (1000000)")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each kind (3)")
     parser.add_argument(
-        "--slow-seeds", type=int, default=1, metavar="N", help="the same for Block2, which takes minutes (1)"
+        "--repeat", type=int, default=3, metavar="N", help="runs of each kind (3; Block2 varies little: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the losses of the first run (1)")
+    parser.add_argument(
+        "--transports", default=STANDARD, metavar="NAME,...", help=f"of {', '.join(TRANSPORTS)} ({STANDARD})"
     )
     parser.add_argument(
-        "--transports", default=standard, metavar="NAME,...", help=f"of {', '.join(TRANSPORTS)} ({standard})"
+        "--tcp-cc", default="cubic", metavar="NAME,...", help="congestion controls of TCP (cubic)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=3600.0, metavar="S", help="longest that one fetch may take (3600)"
+        "--patience", type=float, default=60.0, metavar="S", help="longest that one fetch may take (60)"
     )
+    parser.add_argument("--warm", action="store_true", help="fetch once more on the same connection")
     parser.add_argument("--quick", action="store_true", help="200 ms and 1 %% only, each once")
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of the tables")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the JSON object here, too")
@@ -107,22 +113,24 @@ class Plan:
     Attributes:
         links: the kinds of link, the base line first.
         transports: the ways.
-        seeds: runs of each.
-        slow_seeds: runs of each of the slow ones.
+        repeat: runs of each, but one only of those that are slow and steady.
+        seed: of the first of them.
+        warm: whether to fetch twice on each connection.
         rate: bytes per second.
         queue: bytes.
         size: bytes of JSON.
-        timeout: seconds for a fetch.
+        patience: seconds for a fetch.
     """
 
     links: list[Link]
     transports: list[Transport]
-    seeds: int
-    slow_seeds: int
+    repeat: int
+    seed: int
+    warm: bool
     rate: float
     queue: int
     size: int
-    timeout: float
+    patience: float
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Plan:
@@ -140,18 +148,19 @@ class Plan:
         unknown = [name for name in names if name not in TRANSPORTS]
         if unknown or not names:
             raise CommandError(f"--transports: {', '.join(TRANSPORTS)}, not {unknown or 'none'}", EXIT_USAGE)
-        for name in ("rate", "queue", "size", "seeds", "slow_seeds", "timeout"):
-            if not getattr(arguments, name) > 0:
-                raise CommandError(f"--{name.replace('_', '-')} must be more than 0", EXIT_USAGE)
+        for name in ("rate", "queue", "size", "repeat", "patience"):
+            if not 0 < getattr(arguments, name) < float("inf"):
+                raise CommandError(f"--{name} must be more than 0", EXIT_USAGE)
         return cls(
             links=[Link(0, 0, False), *(Link(rtt, loss) for rtt in rtts for loss in losses)],
-            transports=[each for name, each in TRANSPORTS.items() if name in names],
-            seeds=1 if quick else arguments.seeds,
-            slow_seeds=1 if quick else arguments.slow_seeds,
+            transports=chosen_transports(names, [name for name in arguments.tcp_cc.split(",") if name]),
+            repeat=1 if quick else arguments.repeat,
+            seed=arguments.seed,
+            warm=arguments.warm,
             rate=arguments.rate * _MBIT,
             queue=arguments.queue,
             size=arguments.size,
-            timeout=arguments.timeout,
+            patience=arguments.patience,
         )
 
     def shape(self, link: Link) -> LinkShape:
@@ -166,8 +175,8 @@ class Plan:
         """Everything in its order: kind of link, way, seed."""
         for link in self.links:
             for transport in self.transports:
-                seeds = self.slow_seeds if transport.is_slow else self.seeds
-                for seed in range(1, 1 + seeds):
+                repeat = 1 if transport.is_steady else self.repeat
+                for seed in range(self.seed, self.seed + repeat):
                     yield link, transport, seed
 
     def conditions(self) -> dict[str, Any]:
@@ -175,9 +184,24 @@ class Plan:
         return {
             "rate_bytes_per_second": self.rate,
             "queue_bytes": self.queue,
-            "seeds": self.seeds,
-            "slow_seeds": self.slow_seeds,
+            "repeat": self.repeat,
+            "seed": self.seed,
+            "patience_seconds": self.patience,
         }
+
+
+def check_congestion_controls(plan: Plan, world: World) -> None:
+    """See that the kernel has what TCP is to use.
+
+    Raises:
+        CommandError: it has not.
+    """
+    known = world.link.server.congestion_controls()
+    asked = {each.congestion_control for each in plan.transports if each.kind == "https"}
+    if unknown := sorted(asked - set(known)):
+        raise CommandError(
+            f"--tcp-cc: this kernel has {', '.join(known)}, not {', '.join(unknown)}", EXIT_USAGE
+        )
 
 
 def numbers(argument: str, text: str) -> list[float]:
@@ -216,8 +240,9 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int | Deferred[int
     try:
         world.start()
         reader, target = world.fill(plan.size)
-        task = Task(reader, target, plan.timeout)
-        bulk = Bulk(terminal, world, plan, task)
+        check_congestion_controls(plan, world)
+        task = Task(reader, target, plan.patience)
+        bulk = Bulk(terminal, world, plan, attrs.evolve(task, sizes=body_sizes(world, task)))
         bulk.weigh()
     except BaseException:
         world.close()
@@ -255,8 +280,8 @@ class Bulk:
     results: Results = attrs.field(factory=Results)
 
     def weigh(self) -> None:
-        """Note the conditions and what the bodies weigh; blocks."""
-        sizes = body_sizes(self.world, self.task)
+        """Note the conditions and what the bodies weigh."""
+        sizes = self.task.sizes
         self.results.conditions = {
             **self.world.conditions(),
             **self.plan.conditions(),
@@ -283,7 +308,7 @@ class Bulk:
                 self.task,
                 shape,
                 seed,
-                twice=not transport.is_slow,
+                twice=self.plan.warm,
             )
         return await self._run_https(transport, shape, seed)
 
@@ -293,10 +318,12 @@ class Bulk:
         from twisted.internet.threads import deferToThreadPool
 
         reactor = self.terminal.reactor
-        fetcher = HttpsFetcher(self.world, compressed=transport.compressed, timeout=self.plan.timeout)
+        fetcher = HttpsFetcher(self.world, compressed=transport.compressed, patience=self.plan.patience)
 
         def work() -> Run:
-            return measure_https(self.world, transport, self.task, shape, seed, twice=True, fetcher=fetcher)
+            return measure_https(
+                self.world, transport, self.task, shape, seed, twice=self.plan.warm, fetcher=fetcher
+            )
 
         working = deferToThreadPool(reactor, reactor.getThreadPool(), work)
         try:
@@ -307,10 +334,12 @@ class Bulk:
 
 
 def _told(run: Run) -> str:
-    if run.error is not None or run.fresh_seconds is None:
+    if run.error is not None or run.first is None:
         return f"failed: {run.error}"
+    if not run.first.complete:
+        return f"{run.first.share:.1%} after {run.first.seconds:.0f} s"
     warm = "" if run.warm is None else f", then {run.warm.seconds:.2f} s"
-    return f"{run.fresh_seconds:.2f} s{warm}; {run.fresh_bytes:,} bytes"
+    return f"{run.fresh_seconds:.2f} s{warm}; {run.fresh_bytes:,.0f} bytes"
 
 
 def load(source: Path) -> Results:

@@ -19,16 +19,33 @@ class Fetch:
     """One /sync over the link.
 
     Attributes:
-        seconds: from the request to the last byte of the answer; decoding is not in it.
+        seconds: from the request to the last byte of the answer, or until it was given up; decoding is not in it.
         packets: IP packets both ways, lost ones included.
         bytes: bytes of IP packets both ways.
         packets_up: IP packets of the client alone.
+        share: of the body that was there at the end: 1, or less if it was given up.
     """
 
     seconds: float
     packets: int
     bytes: int
     packets_up: int
+    share: float = 1.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it came."""
+        return self.share >= 1
+
+    @property
+    def whole_seconds(self) -> float | None:
+        """What the whole takes: measured, or else in proportion to what was there; None if nothing was."""
+        return self.seconds / self.share if self.share else None
+
+    @property
+    def whole_bytes(self) -> float | None:
+        """The same of `bytes`."""
+        return self.bytes / self.share if self.share else None
 
 
 @attrs.frozen
@@ -55,18 +72,20 @@ class Run:
 
     @property
     def fresh_seconds(self) -> float | None:
-        """Seconds with connection and first fetch; None if it failed."""
-        return None if self.first is None else self.connect_seconds + self.first.seconds
+        """Seconds with connection and first fetch, extrapolated if need be; None if it failed."""
+        whole = None if self.first is None else self.first.whole_seconds
+        return None if whole is None else self.connect_seconds + whole
 
     @property
-    def fresh_bytes(self) -> int | None:
-        """Bytes of both."""
-        return None if self.first is None else self.connect_bytes + self.first.bytes
+    def fresh_bytes(self) -> float | None:
+        """Bytes of both, likewise."""
+        whole = None if self.first is None else self.first.whole_bytes
+        return None if whole is None else self.connect_bytes + whole
 
     @property
     def warm_seconds(self) -> float | None:
-        """Seconds of the second fetch."""
-        return None if self.warm is None else self.warm.seconds
+        """Seconds of the second fetch, likewise."""
+        return None if self.warm is None else self.warm.whole_seconds
 
 
 @attrs.frozen
@@ -102,6 +121,12 @@ class Cell:
         """Return the median of what `read` gives of the runs; None if none has it."""
         values = [value for run in self.runs if (value := read(run)) is not None]
         return statistics.median(values) if values else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fetch was waited for."""
+        fetches = [fetch for run in self.runs for fetch in (run.first, run.warm) if fetch is not None]
+        return all(fetch.complete for fetch in fetches)
 
 
 @attrs.define
@@ -248,6 +273,8 @@ def _figure(cell: Cell, read: Callable[[Cell], str | None]) -> str:
     failures = sum(run.error is not None for run in cell.runs)
     if text is None:
         return FAILED if failures else MISSING
+    if not cell.complete:
+        text = f"~{text}"
     return f"{text} ({failures} of {len(cell.runs)} failed)" if failures else text
 
 

@@ -3,6 +3,7 @@
 
 One run: the link is made anew with its seed; a client connects; it fetches the sync; where so asked, it fetches the
 same once more on the same connection. Times are from the call to the last byte: neither JSON nor CBOR is decoded.
+What takes longer than one has patience for is given up, and the share of the body that was there is noted.
 Bytes are IP packets as the link counted them, of the client's own flow, so that what is left of an earlier
 connection (a FIN that was lost) counts nowhere.
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from synapse_lb.coap.events import CoapRequest
 
 BROWSER_LIKE: Final = "curl/8.5.0"
+BLOCK_SIZE: Final = 1024
+"""Bytes of a block of the listener's default configuration."""
 
 
 class FetchFailed(Exception):
@@ -46,7 +49,6 @@ class Transport:
         q_block: CoAP: Q-Block2 in place of Block2.
         compressed: HTTPS: the listener compresses, and the client asks for it.
         congestion_control: HTTPS: of the server's TCP.
-        in_the_standard_set: whether it is measured without being asked for.
     """
 
     name: str
@@ -56,49 +58,48 @@ class Transport:
     q_block: bool = False
     compressed: bool = False
     congestion_control: str = ""
-    in_the_standard_set: bool = True
 
     @property
-    def is_slow(self) -> bool:
-        """Whether each block waits for the one before: hundreds of seconds, and much the same each time."""
+    def is_steady(self) -> bool:
+        """Whether each block waits for the one before: slow, and much the same each time."""
         return self.kind == "coap" and not self.q_block
+
+    def with_congestion_control(self, name: str) -> Transport:
+        """The same with this congestion control of TCP."""
+        return attrs.evolve(
+            self, name=f"{self.name}-{name}", title=f"{self.title}, {name}", congestion_control=name
+        )
 
 
 TRANSPORTS: Final[dict[str, Transport]] = {
     transport.name: transport
     for transport in (
         Transport(name="block2", title="Block2, CBOR", kind="coap"),
-        Transport(
-            name="block2-json", title="Block2, JSON", kind="coap", json=True, in_the_standard_set=False
-        ),
+        Transport(name="block2-json", title="Block2, JSON", kind="coap", json=True),
         Transport(name="q-block2", title="Q-Block2, CBOR", kind="coap", q_block=True),
         Transport(name="q-block2-json", title="Q-Block2, JSON", kind="coap", json=True, q_block=True),
-        Transport(name="https-cubic", title="HTTPS, cubic", kind="https", congestion_control="cubic"),
-        Transport(name="https-bbr", title="HTTPS, bbr", kind="https", congestion_control="bbr"),
-        Transport(
-            name="https-gzip-cubic",
-            title="HTTPS gzip, cubic",
-            kind="https",
-            compressed=True,
-            congestion_control="cubic",
-        ),
-        Transport(
-            name="https-gzip-bbr",
-            title="HTTPS gzip, bbr",
-            kind="https",
-            compressed=True,
-            congestion_control="bbr",
-        ),
-        Transport(
-            name="https-reno",
-            title="HTTPS, reno",
-            kind="https",
-            congestion_control="reno",
-            in_the_standard_set=False,
-        ),
+        Transport(name="https", title="HTTPS", kind="https"),
+        Transport(name="https-gzip", title="HTTPS gzip", kind="https", compressed=True),
     )
 }
-"""All of them, in the order of the tables."""
+"""All of them, in the order of the tables; HTTPS once for each congestion control."""
+
+STANDARD: Final = "block2,q-block2,https"
+"""What is measured if nothing else is asked for."""
+
+
+def chosen_transports(names: list[str], congestion_controls: list[str]) -> list[Transport]:
+    """Those of these names, in the order of the tables."""
+    chosen: list[Transport] = []
+    for name, transport in TRANSPORTS.items():
+        if name in names:
+            several = transport.kind == "https"
+            chosen += (
+                [transport.with_congestion_control(each) for each in congestion_controls]
+                if several
+                else [transport]
+            )
+    return chosen
 
 
 @attrs.frozen
@@ -108,12 +109,14 @@ class Task:
     Attributes:
         reader: whose sync it is.
         target: path and query, percent-encoded.
-        timeout: seconds for each step.
+        patience: seconds after which a fetch is given up.
+        sizes: bytes of the body, in each form that `body_sizes` names.
     """
 
     reader: User
     target: str
-    timeout: float
+    patience: float
+    sizes: dict[str, int] = attrs.field(factory=dict)
 
 
 @attrs.define
@@ -128,12 +131,12 @@ class _Meter:
     def start(self) -> None:
         self.began = time.monotonic()
 
-    def stop(self) -> Fetch:
-        """End of the step: what it took."""
+    def stop(self, share: float = 1.0) -> Fetch:
+        """End of the step: what it took for this share of the body."""
         seconds = time.monotonic() - self.began
         now = self._own_flow()
         taken, self.read = now - self.read, now
-        return Fetch(seconds, taken.packets, taken.bytes, taken.to_server_packets)
+        return Fetch(seconds, taken.packets, taken.bytes, taken.to_server_packets, share)
 
     def _own_flow(self) -> Flow:
         """The flow of the client: since the link was made anew there is one, but for the end of an earlier one."""
@@ -184,9 +187,10 @@ async def measure_coap(
         await client.connect()
         connected = meter.stop()
         run = attrs.evolve(run, connect_seconds=connected.seconds, connect_bytes=connected.bytes)
-        run = attrs.evolve(run, first=await _fetch_coap(client, request, meter, task))
-        if twice:
-            run = attrs.evolve(run, warm=await _fetch_coap(client, request, meter, task))
+        body = task.sizes["json" if transport.json else "cbor"]
+        run = attrs.evolve(run, first=(first := await _fetch_coap(client, request, meter, task, body)))
+        if twice and first.complete:
+            run = attrs.evolve(run, warm=await _fetch_coap(client, request, meter, task, body))
     except (ClientError, FetchFailed) as error:
         run = attrs.evolve(run, error=f"{type(error).__name__}: {error}")
     finally:
@@ -194,11 +198,20 @@ async def measure_coap(
     return attrs.evolve(run, latest=world.link.read().latest)
 
 
-async def _fetch_coap(client: LowBandwidthClient, request: CoapRequest, meter: _Meter, task: Task) -> Fetch:
+async def _fetch_coap(
+    client: LowBandwidthClient, request: CoapRequest, meter: _Meter, task: Task, body: int
+) -> Fetch:
+    from synapse_lb.client.errors import RequestTimeout
     from synapse_lb.coap.numbers import Code, code_to_text
 
+    before = client.endpoint_counters
     meter.start()
-    response = await client.raw_request(request, timeout=task.timeout)
+    try:
+        response = await client.raw_request(request, timeout=task.patience)
+    except RequestTimeout:
+        counted = client.endpoint_counters - before
+        arrived = (counted.blocks_received - counted.blocks_duplicate) * BLOCK_SIZE
+        return meter.stop(min(0.999, arrived / body))
     fetch = meter.stop()
     if response.code != Code.CONTENT:
         raise FetchFailed(f"the server answers {code_to_text(response.code)}")
@@ -230,13 +243,13 @@ class HttpsFetcher:
     Args:
         world: link and homeserver.
         compressed: whether to talk to the listener that compresses.
-        timeout: seconds without any progress after which it fails.
+        patience: seconds for each step.
     """
 
-    def __init__(self, world: World, *, compressed: bool, timeout: float) -> None:
+    def __init__(self, world: World, *, compressed: bool, patience: float) -> None:
         self._world = world
         self._compressed = compressed
-        self._timeout = timeout
+        self._patience = patience
         self._context = ssl.create_default_context(cafile=str(world.homeserver.certificate_path))
         # The group that Twisted's TLS servers take: anything else first costs one more round trip.
         self._context.set_ecdh_curve("prime256v1")
@@ -255,13 +268,16 @@ class HttpsFetcher:
             self._plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         if self._given_up:
             raise FetchFailed("given up")
-        self._plain.settimeout(self._timeout)
+        self._plain.settimeout(self._patience)
         self._plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._plain.connect((address, COMPRESSING_PORT if self._compressed else PORTS.https))
         self._socket = self._context.wrap_socket(self._plain, server_hostname=address)
 
-    def get(self, target: str, token: str) -> bytes:
-        """Fetch; return the body as it came, compressed or not.
+    def get(self, target: str, token: str) -> tuple[int, float]:
+        """Fetch.
+
+        Returns:
+            Bytes of the body that came, compressed or not, and which share of it they are.
 
         Raises:
             OSError: the connection failed.
@@ -279,14 +295,31 @@ class HttpsFetcher:
         ]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
         response = http.client.HTTPResponse(self._socket, method="GET")
+        deadline = time.monotonic() + self._patience
         with contextlib.closing(response):
             response.begin()
-            body = response.read()
-        if response.status != 200:
-            raise FetchFailed(f"the server answers {response.status}")
-        if (response.getheader("Content-Encoding") == "gzip") != self._compressed:
-            raise FetchFailed("the server compresses when it should not, or the other way round")
-        return body
+            if response.status != 200:
+                raise FetchFailed(f"the server answers {response.status}")
+            if (response.getheader("Content-Encoding") == "gzip") != self._compressed:
+                raise FetchFailed("the server compresses when it should not, or the other way round")
+            return self._read(response, deadline)
+
+    def _read(self, response: http.client.HTTPResponse, deadline: float) -> tuple[int, float]:
+        """Read the body until it ends, or until the deadline."""
+        assert self._socket is not None
+        received, expected = 0, response.length
+        while True:
+            left = deadline - time.monotonic()
+            self._socket.settimeout(max(left, 0.001))
+            try:
+                part = response.read1(65536)
+            except TimeoutError:
+                part = None
+            if part is None or left <= 0:
+                return received, min(0.999, received / expected) if expected else 0.0
+            if not part:
+                return received, 1.0
+            received += len(part)
 
     def give_up(self) -> None:
         """Have what blocks fail; from any thread."""
@@ -321,8 +354,8 @@ def measure_https(
         fetcher.connect()
         connected = meter.stop()
         run = attrs.evolve(run, connect_seconds=connected.seconds, connect_bytes=connected.bytes)
-        run = attrs.evolve(run, first=_fetch_https(fetcher, task, meter))
-        if twice:
+        run = attrs.evolve(run, first=(first := _fetch_https(fetcher, task, meter)))
+        if twice and first.complete:
             run = attrs.evolve(run, warm=_fetch_https(fetcher, task, meter))
     except (OSError, http.client.HTTPException, FetchFailed) as error:
         run = attrs.evolve(run, error=f"{type(error).__name__}: {error}")
@@ -333,8 +366,8 @@ def measure_https(
 
 def _fetch_https(fetcher: HttpsFetcher, task: Task, meter: _Meter) -> Fetch:
     meter.start()
-    fetcher.get(task.target, task.reader.token)
-    return meter.stop()
+    _, share = fetcher.get(task.target, task.reader.token)
+    return meter.stop(share)
 
 
 def body_sizes(world: World, task: Task) -> dict[str, int]:
@@ -347,15 +380,15 @@ def body_sizes(world: World, task: Task) -> dict[str, int]:
 
     answer = world.request("GET", task.target, token=task.reader.token)
     return {
-        "json": len(_get_unhindered(world, task, compressed=False)),
+        "json": _get_unhindered(world, task, compressed=False),
         "cbor": len(cbor.encode(answer, 1)),
-        "gzip": len(_get_unhindered(world, task, compressed=True)),
+        "gzip": _get_unhindered(world, task, compressed=True),
     }
 
 
-def _get_unhindered(world: World, task: Task, *, compressed: bool) -> bytes:
-    fetcher = HttpsFetcher(world, compressed=compressed, timeout=task.timeout)
+def _get_unhindered(world: World, task: Task, *, compressed: bool) -> int:
+    fetcher = HttpsFetcher(world, compressed=compressed, patience=task.patience)
     with contextlib.closing(fetcher):
         world.link.shape(LinkShape())
         fetcher.connect()
-        return fetcher.get(task.target, task.reader.token)
+        return fetcher.get(task.target, task.reader.token)[0]

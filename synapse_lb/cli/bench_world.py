@@ -9,15 +9,17 @@ that namespace: what is prepared does not cross the link.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import random
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import attrs
 
-from synapse_lb.cli.errors import CommandError
+from synapse_lb.cli.errors import EXIT_USAGE, CommandError
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.testing.netns import LinkUnavailable
 from synapse_lb.testing.throwaway import HomeserverFailed, Ports, SynapseMissing, ThrowawayHomeserver
@@ -33,7 +35,7 @@ _ROUNDS: Final = 6
 _EVENT_BYTES: Final = 560
 """Bytes of JSON that a message takes in a /sync, about, to begin with."""
 
-_WORDS: Final = (
+_FREQUENT: Final = (
     "the of and to in is that it was for on are as with they be at one have this from or had by not but what all "
     "were when we there can an your which their said if do will each about how up out them then she many some so "
     "these would other into has more her two like him see time could no make than first been its who now people my "
@@ -42,7 +44,8 @@ _WORDS: Final = (
     "another came come work three word must because does part even place well such here take why things help put "
     "years different away again off went old number great tell men say small every found still between name should "
     "home big give air line set own under read last never us left end along while might next sound below saw both"
-).split()
+)
+_WORDS: Final = _FREQUENT.split()
 
 
 @attrs.frozen
@@ -72,7 +75,7 @@ class World:
         try:
             self.link = TunLink()
         except LinkUnavailable as error:
-            raise CommandError(f"the simulated link cannot be made: {error}") from error
+            raise CommandError(f"the simulated link cannot be made: {error}", EXIT_USAGE) from error
         address = self.link.server.address
         self.homeserver = ThrowawayHomeserver(
             address=address,
@@ -190,12 +193,23 @@ class World:
             "synapse": metadata.version("matrix-synapse"),
             "python": platform.python_version(),
             "kernel": platform.release(),
+            "processor": _processor(),
             "tcp_congestion_controls": controls,
         }
 
     def _json_size(self, target: str, user: User) -> int:
         answer = self.request("GET", target, token=user.token)
         return len(json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def _processor() -> str:
+    """Name and number of the processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n")
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.machine()}"
 
 
 def _text(pen: random.Random, words: int) -> str:

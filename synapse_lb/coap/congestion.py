@@ -159,7 +159,10 @@ class CongestionWindow:
         self._round_losses += 1
         if mark.time < self._reduced_at:
             return
-        if self._round_losses <= ALWAYS_TOLERATED + self._window * TOLERATED and self._queue() < self._allowed():
+        if (
+            self._round_losses <= ALWAYS_TOLERATED + self._window * TOLERATED
+            and self._queue() < self._allowed()
+        ):
             return
         filling = self._full() if self._recent else 0.0
         self._reduce(min(self._window, max(filling, self._window / 2)), now)
