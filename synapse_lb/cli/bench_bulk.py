@@ -29,9 +29,8 @@ from synapse_lb.cli.bench_transports import (
     measure_coap,
     measure_https,
 )
-from synapse_lb.cli.bench_world import World
+from synapse_lb.cli.bench_world import World, run_in_world
 from synapse_lb.cli.errors import EXIT_OK, EXIT_READ, EXIT_USAGE, EXIT_WRITE, CommandError
-from synapse_lb.cli.interruptible import heed_sigterm, until_interrupted
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.testing.simlink import LinkShape
 
@@ -235,31 +234,16 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int | Deferred[int
         show(results, arguments, terminal)
         return EXIT_OK
     plan = Plan.of(arguments)
-    heed_sigterm()
-    world = World(terminal)
-    try:
-        world.start()
-        reader, target = world.fill(plan.size)
+
+    def prepare(world: World) -> Bulk:
         check_congestion_controls(plan, world)
+        reader, target = world.fill(plan.size)
         task = Task(reader, target, plan.patience)
         bulk = Bulk(terminal, world, plan, attrs.evolve(task, sizes=body_sizes(world, task)))
         bulk.weigh()
-    except BaseException:
-        world.close()
-        raise
-    farewell = "synapse-lb bench: interrupted; Synapse and the link have been removed"
-    return until_interrupted(_measured(bulk, arguments), terminal, farewell)
+        return bulk
 
-
-async def _measured(bulk: Bulk, arguments: argparse.Namespace) -> int:
-    try:
-        # Sockets of the client are made in its namespace; those of Twisted, on this thread.
-        with bulk.world.link.client.entered():
-            await bulk.measure()
-    finally:
-        bulk.world.close()
-    show(bulk.results, arguments, bulk.terminal)
-    return EXIT_OK
+    return run_in_world(terminal, prepare, Bulk.measure, lambda bulk: show(bulk.results, arguments, terminal))
 
 
 @attrs.define

@@ -282,6 +282,18 @@ class HttpsFetcher:
         Raises:
             OSError: the connection failed.
             http.client.HTTPException: the answer is not HTTP.
+            FetchFailed: as `open`.
+        """
+        deadline = time.monotonic() + self._patience
+        with contextlib.closing(self.open(target, token)) as response:
+            return self._read(response, deadline)
+
+    def open(self, target: str, token: str) -> http.client.HTTPResponse:
+        """Send a request and return its answer, whose body is still to be read, and which is to be closed.
+
+        Raises:
+            OSError: the connection failed.
+            http.client.HTTPException: the answer is not HTTP.
             FetchFailed: the status is not 200, or it is not compressed as it should be.
         """
         assert self._socket is not None
@@ -295,14 +307,12 @@ class HttpsFetcher:
         ]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
         response = http.client.HTTPResponse(self._socket, method="GET")
-        deadline = time.monotonic() + self._patience
-        with contextlib.closing(response):
-            response.begin()
-            if response.status != 200:
-                raise FetchFailed(f"the server answers {response.status}")
-            if (response.getheader("Content-Encoding") == "gzip") != self._compressed:
-                raise FetchFailed("the server compresses when it should not, or the other way round")
-            return self._read(response, deadline)
+        response.begin()
+        if response.status != 200:
+            raise FetchFailed(f"the server answers {response.status}")
+        if (response.getheader("Content-Encoding") == "gzip") != self._compressed:
+            raise FetchFailed("the server compresses when it should not, or the other way round")
+        return response
 
     def _read(self, response: http.client.HTTPResponse, deadline: float) -> tuple[int, float]:
         """Read the body until it ends, or until the deadline."""

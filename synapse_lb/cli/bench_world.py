@@ -12,18 +12,25 @@ import json
 import os
 import platform
 import random
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import attrs
 
-from synapse_lb.cli.errors import EXIT_USAGE, CommandError
+from synapse_lb.cli.errors import EXIT_OK, EXIT_USAGE, CommandError
+from synapse_lb.cli.interruptible import heed_sigterm, until_interrupted
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.testing.netns import LinkUnavailable
 from synapse_lb.testing.throwaway import HomeserverFailed, Ports, SynapseMissing, ThrowawayHomeserver
 from synapse_lb.testing.tunlink import TunLink
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+T = TypeVar("T")
 
 CLIENT_API: Final = "/_matrix/client/v3"
 PORTS: Final = Ports(http=8008, https=8448, lowbandwidth=8448)
@@ -200,6 +207,48 @@ class World:
     def _json_size(self, target: str, user: User) -> int:
         answer = self.request("GET", target, token=user.token)
         return len(json.dumps(answer, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def run_in_world(
+    terminal: Terminal,
+    prepare: Callable[[World], T],
+    measure: Callable[[T], Coroutine[Any, Any, None]],
+    show: Callable[[T], None],
+) -> Deferred[int]:
+    """Make a world, measure in it, and remove it whatever happens.
+
+    Args:
+        terminal: where progress is told; its reactor runs the measurement.
+        prepare: prepares the measurement; blocks.
+        measure: makes it. It runs in the client's namespace, so that Twisted's sockets are made there.
+        show: shows what was measured, when the world has gone.
+
+    Returns:
+        A Deferred of the exit status; it fails with a `CommandError` for whatever goes wrong.
+
+    Raises:
+        CommandError: no link can be made here, Synapse does not start, or it cannot be prepared.
+    """
+    heed_sigterm()
+    world = World(terminal)
+    try:
+        world.start()
+        subject = prepare(world)
+    except BaseException:
+        world.close()
+        raise
+
+    async def measured() -> int:
+        try:
+            with world.link.client.entered():
+                await measure(subject)
+        finally:
+            world.close()
+        show(subject)
+        return EXIT_OK
+
+    farewell = "synapse-lb bench: interrupted; Synapse and the link have been removed"
+    return until_interrupted(measured(), terminal, farewell)
 
 
 def _processor() -> str:
