@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from synapse_lb.cli.bench_results import markdown
 from synapse_lb.cli.bench_readers import CoapReader, HttpsReader, Reader
+from synapse_lb.cli.bench_results import markdown
 from synapse_lb.cli.bench_world import CLIENT_API, User, World, run_in_world
 from synapse_lb.cli.errors import EXIT_USAGE, CommandError
 from synapse_lb.cli.terminal import Terminal
