@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 HOUR: Final = 3600.0
 TEXT: Final = "Hello World"
-SETTLE: Final = 3.0
-"""Seconds until what was begun has come to rest: acknowledgements, the next poll."""
-
 _NEWS_TIMEOUT: Final = 30.0
 _TICK: Final = 0.05
 
@@ -124,6 +121,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--poll", type=float, default=30.0, metavar="S", help="time limit of the long polls (30)"
     )
     parser.add_argument("--rtt", type=float, default=100.0, metavar="MS", help="round trip of the link (100)")
+    parser.add_argument(
+        "--settle", type=float, default=3.0, metavar="S", help="until what was begun has come to rest (3)"
+    )
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of the table")
     parser.set_defaults(run=run)
 
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     Raises:
         CommandError: The arguments make no sense, or it cannot be measured here.
     """
-    for name in ("span", "messages", "heartbeat", "poll"):
+    for name in ("span", "messages", "heartbeat", "poll", "settle"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise CommandError(f"--{name} must be more than 0", EXIT_USAGE)
     if not 0 <= arguments.rtt < float("inf"):
@@ -206,7 +206,7 @@ class Bench:
         try:
             for reader in self.readers:
                 await self._start(reader)
-            await self._sleep(SETTLE)
+            await self._sleep(self.arguments.settle)
             before, asked = self._read(), [reader.rounds for reader in self.readers]
             await self._idle()
             between = self._read()
@@ -233,7 +233,7 @@ class Bench:
         self._flows.append(name)
         before = self._read()[-1]
         reader.start()
-        await self._sleep(SETTLE)
+        await self._sleep(self.arguments.settle)
         self._registrations.append(self._read()[-1] - before)
 
     async def _idle(self) -> None:
@@ -269,8 +269,8 @@ class Bench:
                 if waited > _NEWS_TIMEOUT:
                     missing = [reader.title for reader in self.readers if reader.news < number]
                     raise CommandError(f"message {number} did not come: {', '.join(missing)}")
-            await self._sleep(1.0)
-        await self._sleep(SETTLE)
+            await self._sleep(self.arguments.settle / 3)
+        await self._sleep(self.arguments.settle)
 
     def _check(self) -> None:
         for reader in self.readers:
