@@ -272,8 +272,8 @@ def _figure(cell: Cell, read: Callable[[Cell], str | None]) -> str:
     text = read(cell)
     failures = sum(run.error is not None for run in cell.runs)
     if text is None:
-        waited = [run.connect_seconds + run.first.seconds for run in cell.runs if run.first is not None]
-        if waited and not cell.complete:
+        waited = [run.first.seconds for run in cell.runs if run.first is not None and not run.first.share]
+        if waited:
             return f"> {min(waited):.0f} s"
         return FAILED if failures else MISSING
     if not cell.complete:
