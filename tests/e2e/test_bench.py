@@ -106,9 +106,7 @@ class BenchTests(SynchronousTestCase):
 
     def test_observe(self) -> None:
         """All readers get what is pushed, and OBSERVE sends nothing while nothing happens."""
-        value = self.measure(
-            "observe", "--span", "3", "--messages", "2", "--poll", "1.5", "--settle", "0.6"
-        )
+        value = self.measure("observe", "--span", "3", "--messages", "2", "--poll", "1.5", "--settle", "0.6")
         if value is None:
             return
         observe, *polls = value["rows"]
