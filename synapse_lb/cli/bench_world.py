@@ -8,6 +8,8 @@ that namespace: what is prepared does not cross the link.
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import platform
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLIENT_API: Final = "/_matrix/client/v3"
+PASSWORD: Final = "correct horse battery"
 PORTS: Final = Ports(http=8008, https=8448, lowbandwidth=8448)
 COMPRESSING_PORT: Final = 8449
 """TCP; the namespace is empty, so any port is free."""
@@ -68,6 +71,8 @@ class World:
 
     Args:
         terminal: where progress is told, on standard error.
+        lowbandwidth_options: further keys of the low-bandwidth listener.
+        metrics: whether Synapse exports its metrics, for `metric`.
 
     Attributes:
         link: the link.
@@ -77,7 +82,13 @@ class World:
         CommandError: no link can be made here.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(
+        self,
+        terminal: Terminal,
+        *,
+        lowbandwidth_options: dict[str, Any] | None = None,
+        metrics: bool = False,
+    ) -> None:
         self._terminal = terminal
         try:
             self.link = TunLink()
@@ -90,7 +101,8 @@ class World:
             presence=False,
             log_level="WARNING",
             extra_config={
-                "listeners": _listeners(address),
+                "listeners": _listeners(address, lowbandwidth_options or {}, metrics),
+                "enable_metrics": metrics,
                 # The same answer is taken from Synapse's cache each time, so that what is measured is its transport.
                 "caches": {"sync_response_cache_duration": "1d"},
             },
@@ -141,9 +153,24 @@ class World:
             raise CommandError(f"{method} {path.partition('?')[0]}: {status} {answer}")
         return answer
 
+    def metric(self, name: str) -> int:
+        """Read a counter from Synapse's metrics: the sum over its labels.
+
+        Raises:
+            CommandError: there is none of that name.
+        """
+        connection = http.client.HTTPConnection(self.link.server.address, PORTS.http, timeout=10)
+        with self.link.server.entered(), contextlib.closing(connection):
+            connection.request("GET", "/_synapse/metrics")
+            text = connection.getresponse().read().decode()
+        lines = [line for line in text.split("\n") if line.split("{")[0].split(" ")[0] == name]
+        if not lines:
+            raise CommandError(f"Synapse has no metric {name}")
+        return round(sum(float(line.rpartition(" ")[2]) for line in lines))
+
     def register(self, name: str) -> User:
         """Register a user."""
-        body = {"auth": {"type": "m.login.dummy"}, "username": name, "password": "correct horse battery"}
+        body = {"auth": {"type": "m.login.dummy"}, "username": name, "password": PASSWORD}
         answer = self.request("POST", f"{CLIENT_API}/register", body)
         return User(str(answer["user_id"]), str(answer["access_token"]))
 
@@ -214,6 +241,9 @@ def run_in_world(
     prepare: Callable[[World], T],
     measure: Callable[[T], Coroutine[Any, Any, None]],
     show: Callable[[T], None],
+    *,
+    lowbandwidth_options: dict[str, Any] | None = None,
+    metrics: bool = False,
 ) -> Deferred[int]:
     """Make a world, measure in it, and remove it whatever happens.
 
@@ -222,6 +252,8 @@ def run_in_world(
         prepare: prepares the measurement; blocks.
         measure: makes it. It runs in the client's namespace, so that Twisted's sockets are made there.
         show: shows what was measured, when the world has gone.
+        lowbandwidth_options: as of `World`.
+        metrics: likewise.
 
     Returns:
         A Deferred of the exit status; it fails with a `CommandError` for whatever goes wrong.
@@ -230,7 +262,7 @@ def run_in_world(
         CommandError: no link can be made here, Synapse does not start, or it cannot be prepared.
     """
     heed_sigterm()
-    world = World(terminal)
+    world = World(terminal, lowbandwidth_options=lowbandwidth_options, metrics=metrics)
     try:
         world.start()
         subject = prepare(world)
@@ -280,9 +312,11 @@ def _message(pen: random.Random) -> dict[str, Any]:
     return {"msgtype": "m.text", "body": text}
 
 
-def _listeners(address: str) -> list[dict[str, Any]]:
+def _listeners(address: str, lowbandwidth: dict[str, Any], metrics: bool) -> list[dict[str, Any]]:
     def http(port: int, tls: bool, compress: bool) -> dict[str, Any]:
-        resources = [{"names": ["client"], "compress": compress}]
+        resources: list[dict[str, Any]] = [{"names": ["client"], "compress": compress}]
+        if metrics and not tls:
+            resources.append({"names": ["metrics"]})
         return {
             "type": "http",
             "port": port,
@@ -295,5 +329,5 @@ def _listeners(address: str) -> list[dict[str, Any]]:
         http(PORTS.http, tls=False, compress=False),
         http(PORTS.https, tls=True, compress=False),
         http(COMPRESSING_PORT, tls=True, compress=True),
-        {"type": "lowbandwidth", "port": PORTS.lowbandwidth, "bind_addresses": [address]},
+        {"type": "lowbandwidth", "port": PORTS.lowbandwidth, "bind_addresses": [address], **lowbandwidth},
     ]

@@ -121,6 +121,12 @@ class Reading:
         """IP packets both ways."""
         return self.to_client.packets + self.to_server.packets
 
+    @property
+    def arrived(self) -> bool:
+        """Whether nothing is on its way: all have arrived, or never will."""
+        ways = (self.to_client, self.to_server)
+        return all(way.packets == way.delivered + way.lost + way.overflowed for way in ways)
+
 
 class TunLink:
     """The link. Usable as a context manager; synchronous, needs no reactor.
