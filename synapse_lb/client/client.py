@@ -31,6 +31,7 @@ from synapse_lb.client.subject import (
     decoded,
 )
 from synapse_lb.client.uri import parse_server
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.options import Options
@@ -302,6 +303,11 @@ class LowBandwidthClient:
     def counters(self) -> Traffic:
         """What crossed the wire so far, handshakes and earlier associations included."""
         return self._keeper.traffic
+
+    @property
+    def endpoint_counters(self) -> Counters:
+        """What CoAP has done so far, in all associations: messages, retransmissions, blocks."""
+        return self._keeper.endpoint_counters
 
     @property
     def session(self) -> bytes | None:
