@@ -237,10 +237,9 @@ class LowBandwidthClient:
             The observation, which has begun.
         """
         pairs = tuple(_pairs(query))
-        cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
-        if since is None and cursor is not None:
-            since = dict(pairs).get(cursor.parameter)
+        subject = self._subject(path, pairs, json)
+        if since is None and subject.cursor is not None:
+            since = dict(pairs).get(subject.cursor.parameter)
         return self._observe(subject, token, handler, since, on_change)
 
     def observe_sync(
@@ -255,6 +254,9 @@ class LowBandwidthClient:
         on_change: Callable[[Change], None] | None = None,
     ) -> Observation:
         """Observe `/sync`; see `observe`.
+
+        An initial sync, and one with the full state, may be large. It is fetched with a plain request, by Q-Block
+        if the server has that; once the handler has processed it the rest is observed.
 
         Args:
             since: where to go on; None begins with the initial sync.
@@ -276,7 +278,8 @@ class LowBandwidthClient:
             query.append(("set_presence", set_presence))
         if full_state:
             query.append(("full_state", "true"))
-        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
+        subject = self._subject(SYNC_PATH, tuple(query), NO_BODY, initial=True)
+        return self._observe(subject, token, handler, since, on_change)
 
     def raw_observe(
         self,
@@ -330,6 +333,19 @@ class LowBandwidthClient:
             random=random_module.Random(self._random.getrandbits(64)),
             q_block=self._q_block is not False,
             on_lost=on_lost,
+        )
+
+    def _subject(
+        self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
+    ) -> MatrixSubject:
+        return MatrixSubject(
+            path,
+            query,
+            json,
+            self._path_codes,
+            cursor_of(path),
+            key_version=lambda: self._key_version,
+            initial=initial,
         )
 
     def _observe(
