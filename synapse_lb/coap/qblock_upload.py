@@ -150,6 +150,7 @@ class Uploader:
             now,
             allowance=tuning.separate_after if last else 0.0,
             windowed=True,
+            timeout=upload.window.timeout if upload.window is not None and tuning.adaptive_rto else 0.0,
         )
 
     def _on_outcome(
@@ -165,7 +166,7 @@ class Uploader:
                 return
             upload.heard = True
             stream.heard_at = now
-            self._acknowledged(upload, mark, transmission.retransmissions, now)
+            self._acknowledged(exchange, upload, mark, transmission.retransmissions, now)
             if message.code != Code.EMPTY:
                 self._host.take(exchange, message, now)
             if exchange.stream is stream:
@@ -174,14 +175,16 @@ class Uploader:
 
         return on_outcome
 
-    def _acknowledged(self, upload: Upload, mark: Mark, copies: int, now: float) -> None:
+    def _acknowledged(
+        self, exchange: ClientExchange, upload: Upload, mark: Mark, copies: int, now: float
+    ) -> None:
         upload.acknowledged += 1
         if upload.window is None:
             tuning = self._core.tuning
             upload.window = CongestionWindow(
                 first=now - mark.time,
                 limit=self._core.limits.q_block_window,
-                timeout=tuning.ack_timeout,
+                timeout=exchange.peer.settings.rto.timeout,
                 max_timeout=tuning.max_rto,
             )
             return

@@ -49,6 +49,7 @@ class Transmission:
         last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
+        windowed: Whether a congestion window of the caller's bounds it in place of NSTART.
         patience: Seconds for which the peer may hold the ACK back; 0 if it may not.
         yielding: Whether it does not, or no longer, count for NSTART.
         measurable: Whether the time of its ACK tells something of the way to the peer.
@@ -64,6 +65,7 @@ class Transmission:
     last_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
+    windowed: bool = False
     patience: float = 0.0
     yielding: bool = False
     measurable: bool = True
@@ -89,6 +91,7 @@ class ReliabilityLayer:
         *,
         allowance: float = 0.0,
         windowed: bool = False,
+        timeout: float = 0.0,
         patience: float = 0.0,
     ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
@@ -99,7 +102,9 @@ class ReliabilityLayer:
             on_outcome: Told how it ended.
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
-            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7).
+            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7). That takes
+                note of losses; they do not lengthen the timeout of other messages.
+            timeout: Seconds that the window has measured; 0 takes the peer's timeout.
             patience: Seconds for which it may hold the ACK back, because it works on the message. So long the ACK
                 is waited for, also after the last copy.
 
@@ -108,7 +113,15 @@ class ReliabilityLayer:
             OptionError: One of its options has none.
         """
         transmission = Transmission(
-            state, message, message.encode(), on_outcome, allowance, yielding=windowed, patience=patience
+            state,
+            message,
+            message.encode(),
+            on_outcome,
+            allowance,
+            timeout=timeout,
+            windowed=windowed,
+            yielding=windowed,
+            patience=patience,
         )
         if windowed:
             self._start(transmission, now)
@@ -189,7 +202,11 @@ class ReliabilityLayer:
         state = transmission.peer
         state.outstanding[transmission.message.message_id] = transmission
         transmission.first_sent = now
-        transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
+        if transmission.timeout:
+            drawn = transmission.timeout * self._core.random.uniform(1.0, self._core.tuning.ack_random_factor)
+            transmission.timeout = max(drawn, transmission.timeout + transmission.allowance)
+        else:
+            transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
         self._transmit(transmission, now)
 
     def _transmit(self, transmission: Transmission, now: float) -> None:
@@ -216,7 +233,8 @@ class ReliabilityLayer:
             return
         transmission.timeout = rto.doubled(transmission.timeout)
         # The missing ACK of a message that the peer works on is less of a sign: it counts once.
-        if transmission.measurable and not (transmission.patience and transmission.retransmissions):
+        once = transmission.patience and transmission.retransmissions
+        if transmission.measurable and not transmission.windowed and not once:
             rto.backed_off(transmission.timeout / self._core.tuning.ack_random_factor)
         transmission.retransmissions += 1
         self._core.counters.retransmissions += 1

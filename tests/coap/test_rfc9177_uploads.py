@@ -53,7 +53,7 @@ class Uploads(ClientCase):
             self.sent("CON", number)
         self.script.passes(0.1)
         self.script.peer_sends("ACK [$m1]")
-        self.script.passes(3)
+        self.script.passes(4)
         again = [message.message_id for message in self.script.datagrams()]
         self.assertEqual(set(again), {self.script.bound["$m2"], self.script.bound["$m3"]})
         self.script.peer_sends("ACK [$m2]")
