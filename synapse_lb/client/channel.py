@@ -52,6 +52,7 @@ class Channel:
         persistence: the times of the heartbeat, which beats while something is observed.
         random: source of message ids, tokens and jitter.
         q_block: whether the server is offered Q-Block (RFC 9177).
+        on_q_block_refused: called when the server has shown that it does not know it.
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -65,12 +66,14 @@ class Channel:
         persistence: Persistence,
         random: random.Random,
         q_block: bool,
+        on_q_block_refused: Callable[[], None],
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
         self._q_block = q_block
+        self._on_q_block_refused = on_q_block_refused
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
@@ -286,6 +289,9 @@ class Channel:
             self._endpoint.respond(event.exchange, CoapResponse(Code.NOT_FOUND), self._driver.now())
 
     def _answered(self, event: events.ResponseReceived) -> None:
+        if self._q_block and self._endpoint.refuses_q_block(_SERVER):
+            self._q_block = False
+            self._on_q_block_refused()
         if (waiting := self._waiting.pop(event.exchange, None)) is not None:
             waiting[0].callback(event.response)
         elif (registered := self._registrations.pop(event.exchange, None)) is not None:

@@ -70,7 +70,7 @@ class LowBandwidthClient:
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
-            and no further offer on this association.
+            and no further offer from this client.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
@@ -108,6 +108,7 @@ class LowBandwidthClient:
         self._key_version = key_version
         self._path_codes = path_codes
         self._q_block = q_block
+        self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
         self._persistence = persistence or Persistence()
@@ -331,7 +332,8 @@ class LowBandwidthClient:
             limits=self._limits,
             persistence=self._persistence,
             random=random_module.Random(self._random.getrandbits(64)),
-            q_block=self._q_block is not False,
+            q_block=self._q_block is not False and not self._q_block_refused,
+            on_q_block_refused=self._server_refuses_q_block,
             on_lost=on_lost,
         )
 
@@ -395,6 +397,9 @@ class LowBandwidthClient:
 
     def _key_version_refused(self) -> None:
         self._key_version = None
+
+    def _server_refuses_q_block(self) -> None:
+        self._q_block_refused = True
 
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
