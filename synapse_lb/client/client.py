@@ -22,6 +22,7 @@ from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import Carried, StickySender
 from synapse_lb.client.subject import (
+    MISSING_TOKEN,
     Asking,
     Handler,
     MatrixSubject,
@@ -45,7 +46,6 @@ Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 KEY_VERSIONS: Final = (None, 1)
 SYNC_PATH: Final = "/_matrix/client/r0/sync"
 """The one that has a path code."""
-_MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
 class LowBandwidthClient:
@@ -436,7 +436,7 @@ class LowBandwidthClient:
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
             matrix = decoded(response)
-            if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
+            if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
             return matrix

@@ -21,6 +21,9 @@ Pairs = tuple[tuple[str, str], ...]
 FULL_STATE: Final = ("full_state", "true")
 """The parameter of /sync that asks for all there is."""
 
+MISSING_TOKEN: Final = "M_MISSING_TOKEN"
+"""The errcode of a request whose user the server does not know; it has not run it."""
+
 SYNC_CODE_PATH: Final = "/7"
 """MSC3079's code for /sync."""
 
