@@ -106,16 +106,6 @@ class Speed(_Base):
             self.assertGreaterEqual(len(seconds), 20 if confirmable else 14)
             self.assertLess(sum(seconds) / len(seconds), most)
 
-    def test_other_requests_do_not_pay_for_a_lossy_upload(self) -> None:
-        """The losses of a window say how many blocks may be under way, not how long others have to wait."""
-        for seed in range(5):
-            simulation = BulkSimulation(shape(rtt=0.1, loss=0.2), seed=seed)
-            simulation.put(body(60_000, seed))
-            simulation.run_until_answered()
-            self.assertGreater(simulation.client.counters.blocks_recovered, 5)
-            timeout = simulation.client._core.settings_of("server").rto.timeout
-            self.assertLess(timeout, 1.5)
-
 
 class Thrift(_Base):
     def test_datagrams_without_loss(self) -> None:
