@@ -18,6 +18,7 @@ from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import Carried, StickySender
@@ -77,6 +78,7 @@ class LowBandwidthClient:
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
+        known_silence: seconds, from the `known_silence` of an earlier client in the same network.
         random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
@@ -100,6 +102,7 @@ class LowBandwidthClient:
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
+        known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
         if key_version not in KEY_VERSIONS:
@@ -111,7 +114,8 @@ class LowBandwidthClient:
         self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
-        self._persistence = persistence or Persistence()
+        self._persistence = times = persistence or Persistence()
+        self._pace = Pace(times.first_heartbeat, times.heartbeat, known_silence)
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
@@ -204,6 +208,7 @@ class LowBandwidthClient:
         Raises:
             ConnectionLost: there is no such socket.
         """
+        self._pace.forget()
         self._keeper.rebind()
 
     def observe(
@@ -312,6 +317,12 @@ class LowBandwidthClient:
         """The DTLS session of the last association, to be resumed by another client; secret."""
         return self._keeper.session
 
+    @property
+    def known_silence(self) -> float | None:
+        """Seconds of the longest silence after which the way to the server was still open, which a later client in the
+        same network may begin with; None if there was none."""
+        return self._pace.known
+
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
 
@@ -330,7 +341,7 @@ class LowBandwidthClient:
             sticky=StickySender(self._key_version, always=self._several_tokens),
             tuning=self._tuning,
             limits=self._limits,
-            persistence=self._persistence,
+            pace=self._pace,
             random=random_module.Random(self._random.getrandbits(64)),
             q_block=self._q_block is not False and not self._q_block_refused,
             on_q_block_refused=self._server_refuses_q_block,
