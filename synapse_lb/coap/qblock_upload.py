@@ -125,10 +125,18 @@ class Uploader:
     # --- Confirmable ---
 
     def _pump(self, exchange: ClientExchange, stream: Stream, upload: Upload, now: float) -> None:
-        """Send what the window has room for; when nothing is left, wait for the response."""
+        """Send what the window has room for; when nothing is left, wait for the response.
+
+        What should have been acknowledged by now has been lost, and fills the way no more (as in RFC 6675). Where
+        nothing arrives any more nothing new leaves either, for it takes an acknowledgement to come here.
+        """
         window = upload.window
-        while window is not None and upload.waiting and len(stream.transmissions) < window.window:
-            self._send_confirmable(exchange, stream, upload, upload.waiting.popleft(), now)
+        if window is not None:
+            timeout = window.timeout
+            under_way = sum(now - each.last_sent < timeout for each in stream.transmissions.values())
+            room = self._core.limits.q_block_window - len(stream.transmissions)
+            for _ in range(min(window.window - under_way, room, len(upload.waiting))):
+                self._send_confirmable(exchange, stream, upload, upload.waiting.popleft(), now)
         if not upload.waiting and not stream.transmissions:
             self._await_response(exchange, upload, now)
 

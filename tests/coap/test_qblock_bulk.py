@@ -92,7 +92,7 @@ class Speed(_Base):
 
         A lost block must not make the others wait: their timeouts are their own, and the window's.
         """
-        for confirmable, most in ((True, 12.0), (False, 25.0)):
+        for confirmable, most in ((True, 6.0), (False, 25.0)):
             seconds = []
             for seed in range(20):
                 simulation = BulkSimulation(shape(rtt=0.1, loss=0.2), seed=seed)
