@@ -3,10 +3,10 @@
 
     python -m tools.x1_corpus FILE [--seed N] [--people N] [--messages N]
 
-Starts a throw-away Synapse, walks through the Client-Server API with a few people in a few rooms, and writes every request
-and answer as one line of JSON: `{"method", "path", "request", "status", "answer"}`. From such a corpus come x1's tables of keys
-and values (`tools.x1_tables`) and its dictionary (`tools.x1_dictionary`). Texts and keys follow from the seed; ids and times are
-Synapse's.
+Starts a throw-away Synapse, walks through the Client-Server API with a few people in a few rooms, and writes every
+request and answer as one line of JSON: `{"method", "path", "request", "status", "answer"}`. From such a corpus come
+x1's tables of keys and values (`tools.x1_tables`) and its dictionary (`tools.x1_dictionary`). Texts and keys follow from
+the seed; ids and times are Synapse's.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def make_keys(recorder: Recorder, person: Person) -> None:
             "mac": recorder.base64(8),
         },
     }
-    rooms = {"rooms": {"!" + recorder.base64(32).replace("+", "-").replace("/", "_"): {"sessions": {}}}}
+    rooms: dict[str, Any] = {
+        "rooms": {"!" + recorder.base64(32).replace("+", "-").replace("/", "_"): {"sessions": {}}}
+    }
     next(iter(rooms["rooms"].values()))["sessions"][recorder.base64(32)] = session
     person.ask("PUT", "/room_keys/keys?version=1", rooms)
     person.ask("GET", "/room_keys/keys?version=1")
@@ -310,7 +312,7 @@ def look_around(recorder: Recorder, person: Person, other: Person, room: str) ->
 
 
 PUSHER: Final = {
-    "pushkey": "APA91bHPRgkF3JUikC4ENAHEeMrd41Zxv3hVZjC9KtT8OvPVGJ-hQMRKRrZuJAEcl7B338qju59zJMjw2DELjzEvxwYv7hH5Ynpc1ODQ0aT4U",
+    "pushkey": "APA91bHPRgkF3JUikC4ENAHEeMrd41Zxv3hVZjC9KtT8OvPVGJ-hQMRKRrZuJAEcl7B338qju59zJMjw2DELjzEvxwYv7h",
     "kind": "http",
     "app_id": "im.vector.app.android",
     "app_display_name": "Element",

@@ -3,9 +3,9 @@
 
     python -m tools.x1_servlets [--all]
 
-Builds a homeserver in a temporary folder (nothing listens), asks its client resource which patterns are registered, writes
-each as a path template, and prints those without a code; with `--all` also those that have one, with it. Deprecated forms are
-no loss: whatever has no code is sent as it is.
+Builds a homeserver in a temporary folder (nothing listens), asks its client resource which patterns are registered,
+writes each as a path template, and prints those without a code; with `--all` also those that have one, with it. What
+has no code is sent as it is.
 """
 
 from __future__ import annotations
@@ -28,13 +28,21 @@ from synapse_lb.msc3079.x1.paths import PATHS
 from synapse_lb.testing import throwaway_config
 
 PARAMETER: Final = re.compile(r"\(\?P<(\w+)>(?:[^()]|\([^()]*\))*\)")
-WORKERLESS: Final = re.compile(r"/(?:r0|api/v1|unstable/(?!org\.|io\.|uk\.|com\.|fi\.|im\.))")
+DEPRECATED: Final = re.compile(
+    r"/_matrix/client/(?:api/v1|unstable/(?!org\.|io\.|uk\.|com\.|fi\.|im\.)|r0)|/_synapse/"
+)
+"""Other ways to say what v3 or v1 says (x1 has r0 in the place of v3, too), and the admin API, which is not served."""
 
 
 def templates(pattern: str) -> Iterator[str]:
     """The path templates of a servlet's pattern: one for each version that it lists."""
     text = PARAMETER.sub(lambda match: "{" + match[1] + "}", pattern.lstrip("^"))
     text = re.sub(r"\(\?:?/\)\?|/\?$|/\?\$|\$$|/\*$", "", text).replace("\\.", ".").replace("\\", "")
+    optional = re.search(r"(/\{\w+\})\?", text)
+    if optional is not None:
+        yield from templates(text[: optional.start()] + text[optional.end() :])
+        yield from templates(text.replace(optional[0], optional[1], 1))
+        return
     versions = re.search(r"\(([^()]*)\)", text)
     if versions is None:
         yield text
@@ -88,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
             found.setdefault(template, set()).add(method)
     missing = {path for path in found if shape(path) not in codes}
     for path in sorted(found):
-        if path in missing or options.all:
+        if options.all or (path in missing and not DEPRECATED.match(path)):
             print(f"{codes.get(shape(path), '-'):>4} {','.join(sorted(found[path])):<16} {path}")
     print(f"{len(found) - len(missing)} of {len(found)} have a code")
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Contents of events as the Matrix specification (v1.16) and today's clients have them, for the corpus of `tools.x1_corpus`."""
+"""Contents of events as the Matrix specification (v1.16) and today's clients have them, for `tools.x1_corpus`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ import random
 from collections.abc import Callable
 from typing import Any, Final
 
-WORDS: Final = (
-    "the of and to a in that it is was for on are as with his they at be this have from or one had by word but not what "
-    "all were we when your can said there use an each which she do how their if will up other about out many then them "
-    "these so some her would make like him into time has look two more write go see number no way could people my than "
-    "first water been call who oil its now find long down day did get come made may part over new sound take only little "
-    "work know place year live me back give most very after thing our just name good sentence man think say great where "
-    "help through much before line right too mean old any same tell boy follow came want show also around form three "
-    "small set put end does another well large must big even such because turn here why ask went men read need land "
-    "different home us move try kind hand picture again change off play spell air away animal house point page letter "
-    "mother answer found study still learn should world yes thanks okay tomorrow meeting today lunch please hello hey"
-).split()
+_WORDS: Final = (
+    "the of and to a in that it is was for on are as with his they at be this have from or one had "
+    "by word but not what all were we when your can said there use an each which she do how their if "
+    "will up other about out many then them these so some her would make like him into time has look "
+    "two more write go see number no way could people my than first water been call who oil its now "
+    "find long down day did get come made may part over new sound take only little work know place "
+    "year live me back give most very after thing our just name good sentence man think say great "
+    "where help through much before line right too mean old any same tell boy follow came want show "
+    "also around form three small set put end does another well large must big even such because "
+    "turn here why ask went men read need land different home us move try kind hand picture again "
+    "change off play spell air away animal house point page letter mother answer found study still "
+    "learn should world yes thanks okay tomorrow meeting today lunch please hello hey "
+)
+
+WORDS: Final = tuple(_WORDS.split())
 
 NAMES: Final = (
     "alice",

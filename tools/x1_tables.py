@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Counts the keys and values of a corpus, as a proposal for tables, and writes x1's tables as they are.
 
-    python -m tools.x1_tables count FILE...    keys, then values, by what they would save, with their number if they have one
+    python -m tools.x1_tables count FILE...    keys, then values, by what they would save, with their number
     python -m tools.x1_tables write            docs/x1_tables.tsv from the tables of the package
 
-A FILE is what `tools.x1_corpus` writes. The tables of a released version never change; a new version would begin with this count.
+A FILE is what `tools.x1_corpus` writes. The tables of a released version never change; a new version would begin with
+this count.
 """
 
 from __future__ import annotations

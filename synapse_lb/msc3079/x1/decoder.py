@@ -137,6 +137,17 @@ class X1Parser(cbor.Parser):
             raise X1Error("A parameter that is no text", well_formed=True)
         return value, position
 
+    def pair(self, position: int) -> tuple[str, str, int]:
+        """One name and value of a query, and the position behind it."""
+        initial = self._data[position]
+        name, position = self._key(initial, position + 1)
+        initial = self._data[position]
+        if initial & cbor.MAJOR == cbor.UNSIGNED:
+            number, position = self._argument(initial, position + 1)
+            return name, str(number), position
+        value, position = self.parameter(position)
+        return name, value, position
+
     # Byte strings
 
     def _byte_string(self, initial: int, position: int) -> tuple[str, int]:

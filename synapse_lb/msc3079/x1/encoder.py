@@ -56,6 +56,9 @@ _ALIASED_KEYS: Final = {
 
 _SHORTEST_BASE64: Final = 16
 
+_MOST_NEW: Final = {AliasKind.ROOM: 32, AliasKind.USER: 16, AliasKind.DEVICE: 16}
+"""Definitions of each kind in one body: a first sync must not use up the numbers on rooms where nothing happens."""
+
 _AGE: Final = "age"
 
 _SAME_AGE: Final = simple(Simple.SAME_AGE)
@@ -78,13 +81,14 @@ class X1Encoder(cbor.Encoder):
     def __init__(self, book: AliasBook | None, lossy: bool) -> None:
         super().__init__({}, True, lossy)
         self._book = book
-        self._texts: dict[str, bytes] = dict(_VALUES)
+        self._texts: dict[str, bytes] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._packed = 0
         self._tail = bytearray()
         self._positions: texts.Positions = ()
         self._time = TIME_START
         self._present: int | None = None
+        self._new = dict.fromkeys(AliasKind, 0)
         self.definitions: list[int] = []
 
     @property
@@ -104,7 +108,7 @@ class X1Encoder(cbor.Encoder):
                     add(_KEYS.get(written) or self._text_key(written))
                 kind = type(item)
                 if kind is str:
-                    add(self._texts.get(item) or self._text(item, key))
+                    add(_VALUES.get(item) or self._texts.get(item) or self._text(item, key))
                 elif kind is dict or kind is list:
                     stack.append(items)
                     if len(stack) > cbor.MAX_ENCODE_DEPTH:
@@ -174,14 +178,21 @@ class X1Encoder(cbor.Encoder):
             present = self._time + value
             if present == self._present:
                 return _SAME_AGE
-            self._tail += texts.varint(texts.zigzag(present - (self._present or self._time)))
+            before = self._time if self._present is None else self._present
+            self._tail += texts.varint(texts.zigzag(present - before))
             self._present = present
             return simple(Simple.AGE)
         return self._integer(value)
 
     def _text_key(self, key: str) -> bytes:
         """A key that is not in the table."""
-        return self._texts.get(key) or self._aliased(key, None) or self._inline(key) or self._plain(key)
+        return (
+            _VALUES.get(key)
+            or self._texts.get(key)
+            or self._aliased(key, None)
+            or self._inline(key)
+            or self._plain(key)
+        )
 
     def _text(self, text: str, key: str | None) -> bytes:
         """A value that has no bytes yet."""
@@ -198,17 +209,20 @@ class X1Encoder(cbor.Encoder):
         if self._book is None:
             return None
         number = self._book.reference(text)
+        if number is not None:
+            encoded = self._texts[text] = byte_string(bytes((number,)))
+            return encoded
+        kind = _alias_kind(text) if kind is None else kind
+        if kind is None or self._new[kind] >= _MOST_NEW[kind]:
+            return None
+        number = self._book.definition(text, kind)
         if number is None:
-            kind = _alias_kind(text) if kind is None else kind
-            number = None if kind is None else self._book.definition(text, kind)
-            if number is None:
-                return None
-            self.definitions.append(number)
-            content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
-            self._texts[text] = byte_string(bytes((number,)))
-            return byte_string(bytes((Kind.DEFINITION, number)) + content)
-        encoded = self._texts[text] = byte_string(bytes((number,)))
-        return encoded
+            return None
+        self._new[kind] += 1
+        self.definitions.append(number)
+        content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
+        self._texts[text] = byte_string(bytes((number,)))
+        return byte_string(bytes((Kind.DEFINITION, number)) + content)
 
     def _inline(self, text: str) -> bytes | None:
         """A packed text as a byte string."""
@@ -240,6 +254,15 @@ class X1Encoder(cbor.Encoder):
     def parameters(self, values: Iterable[str]) -> bytes:
         """The parameters of a path: texts one after the other, all of them inline."""
         return b"".join([self._text_key(value) for value in values])
+
+    def query(self, pairs: Iterable[tuple[str, str]]) -> bytes:
+        """The parameters of a query: names and values in turn. Decimal numbers are integers."""
+        pieces: list[bytes] = []
+        for name, value in pairs:
+            pieces.append(_KEYS.get(name) or self._text_key(name))
+            number = texts.decimal(value)
+            pieces.append(self._text_key(value) if number is None else cbor.head(cbor.UNSIGNED, number))
+        return b"".join(pieces)
 
 
 def _best(how: Plan, items: dict[str, Any]) -> tuple[Form, int] | None:

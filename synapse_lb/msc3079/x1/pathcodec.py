@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Paths <-> one Uri-Path value of x1 (docs/extensions.md, "x1 paths")."""
+"""Paths and queries <-> one Uri-Path and one Uri-Query value of x1 (docs/extensions.md, "x1 paths")."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -35,10 +36,10 @@ MAX_PATH_EXPANSION: Final = 4096
 
 @attrs.frozen
 class EncodedPath:
-    """A path that was written.
+    """A path or a query that was written.
 
     Attributes:
-        values: Uri-Path values.
+        values: Uri-Path or Uri-Query values.
         definitions: As `Encoded.definitions`.
     """
 
@@ -146,20 +147,83 @@ def expand_path(values: Sequence[bytes], book: AliasBook | None = None) -> tuple
         raise UnknownPathError(f"x1 has no path code {code}")
     parser = X1Parser(values[0], Reader(b""), book, MAX_PATH_EXPANSION)
     segments: list[str] = []
-    try:
+    with _typed_errors():
         for part in template:
             if part is None:
                 part, position = parser.parameter(position)
             segments.append(part)
+    _finish(parser, book, position, len(values[0]))
+    return tuple(segments)
+
+
+def compress_query(values: Sequence[bytes], book: AliasBook | None = None) -> EncodedPath:
+    """Write a query.
+
+    Args:
+        values: The Uri-Query values that it would have otherwise, `name=value` each, not percent-encoded.
+        book: The aliases of the association; None for none.
+
+    Returns:
+        One value, if all of them are of that form and it fits and is shorter; otherwise `values` themselves.
+    """
+    pairs: list[tuple[str, str]] = []
+    for value in values:
+        name, equals, rest = value.partition(b"=")
+        try:
+            pairs.append((name.decode(), rest.decode()))
+        except UnicodeDecodeError:
+            equals = b""
+        if not equals:
+            return EncodedPath(tuple(values))
+    encoder = X1Encoder(book, lossy=False)
+    packed = bytes((_FIRST,)) + encoder.query(pairs)
+    if len(packed) > MAX_URI_OPTION or len(packed) >= sum(map(len, values)) + len(values) - 1:
+        return EncodedPath(tuple(values))
+    return EncodedPath((packed,), tuple(encoder.definitions))
+
+
+def expand_query(values: Sequence[bytes], book: AliasBook | None = None) -> tuple[bytes, ...]:
+    """Read a query: one of x1, or else one that is not.
+
+    Args:
+        values: The Uri-Query values of a request.
+        book: The aliases of the association; None for none.
+
+    Returns:
+        The values that it would have without x1: `values` themselves if they are none of x1.
+
+    Raises:
+        UnknownAliasError: it refers to an alias that is not in the book.
+        CborError: it cannot be read.
+    """
+    if len(values) != 1 or values[0][:1] != bytes((_FIRST,)):
+        return tuple(values)
+    parser = X1Parser(values[0], Reader(b""), book, MAX_PATH_EXPANSION)
+    position = 1
+    plain: list[bytes] = []
+    with _typed_errors():
+        while position < len(values[0]):
+            name, value, position = parser.pair(position)
+            plain.append(f"{name}={value}".encode())
+    _finish(parser, book, position, len(values[0]))
+    return tuple(plain)
+
+
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        yield
     except (IndexError, struct.error):
         raise X1Error(ENDS_EARLY) from None
     except UnicodeDecodeError:
         raise X1Error("A parameter that is not UTF-8") from None
-    if position != len(values[0]):
-        raise X1Error(ENDS_EARLY if position > len(values[0]) else "Bytes after the parameters")
+
+
+def _finish(parser: X1Parser, book: AliasBook | None, position: int, length: int) -> None:
+    if position != length:
+        raise X1Error(ENDS_EARLY if position > length else "Bytes after the parameters")
     if book is not None:
         book.learn(parser.definitions)
-    return tuple(segments)
 
 
 def is_x1_path(values: Sequence[bytes]) -> bool:

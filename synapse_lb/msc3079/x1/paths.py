@@ -171,4 +171,4 @@ PATHS: Final[tuple[str, ...]] = (
     "/_matrix/client/v1/media/preview_url",
     "/.well-known/matrix/client",
 )
-"""Code -> path template, by position. A `{name}` segment is a parameter. The first 64 codes take one byte, others two."""
+"""Code -> path template, by position. A `{name}` segment is a parameter. The first 64 codes take one byte."""

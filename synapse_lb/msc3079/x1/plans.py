@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import attrs
@@ -74,8 +75,16 @@ def _fits(template: Template, keys: frozenset[str]) -> bool:
     )
 
 
+PLANS_KEPT: Final = 1024
+"""Plans that are kept between bodies, of maps all of whose keys are in the table; the least recently used goes."""
+
+
 def plan(keys: tuple[str, ...]) -> Plan:
     """How a map with these keys is written."""
+    return _kept_plan(keys) if all(key in KEY_TO_INTEGER for key in keys) else _make_plan(keys)
+
+
+def _make_plan(keys: tuple[str, ...]) -> Plan:
     size = 1 + sum(map(_key_size, keys))
     wanted = frozenset(keys)
     forms: list[tuple[int, Form]] = []
@@ -91,6 +100,9 @@ def plan(keys: tuple[str, ...]) -> Plan:
             forms.append((surplus, Form(cbor.head(cbor.TAG, tag), tuple(fields))))
     forms.sort(key=lambda entry: entry[0])
     return Plan(tuple(form for _, form in forms), tuple(sorted(keys, key=key_order)), size)
+
+
+_kept_plan: Final = lru_cache(PLANS_KEPT)(_make_plan)
 
 
 def is_default(value: Any, default: Any) -> bool:
