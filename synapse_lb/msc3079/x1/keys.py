@@ -332,6 +332,7 @@ FURTHER_KEYS: Final[tuple[str, ...]] = (
     "org.matrix.simplified_msc3575",
     "is_dm",
     "avatar",
+    "range",
 )
 """-25 and on, downwards, in order: in two bytes, like those from 24 on."""
 

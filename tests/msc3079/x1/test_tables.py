@@ -18,7 +18,7 @@ from tests.msc3079.strategies import table
 from tools import x1_dictionary, x1_tables
 
 FROZEN: Final = {
-    "key": "fa2aa4b17bd2de61e29bab3b1cc200af727c7a4aafb9e476158b5c5440eda64c",
+    "key": "4d8b5dc43b0effaee64ced33b566a977980a175a4a716a86061e2d0c38b1107c",
     "value": "f238e7821267ce57c142f6c744a4f4358c1c54d86080d11c3747db10f3aa3d49",
     "template": "94d51f5a936db9799397aa5cd3317670603958dc790dedd5263bf495acaa538e",
     "path": "8710c7e102d57f55b4f63bf1f8c1252cdc04d4ed96591e16924e2bdc9a73ba89",
