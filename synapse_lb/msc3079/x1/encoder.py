@@ -10,7 +10,7 @@ from typing import Any, Final
 from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.x1 import texts
-from synapse_lb.msc3079.x1.aliases import AliasBook, AliasKind
+from synapse_lb.msc3079.x1.aliases import SHARES, AliasBook, AliasKind
 from synapse_lb.msc3079.x1.keys import KEY_TO_INTEGER
 from synapse_lb.msc3079.x1.plans import Form, Plan, is_default, plan
 from synapse_lb.msc3079.x1.templates import NO_DEFAULT
@@ -50,13 +50,13 @@ _VALUES: Final = {text: simple(number) for text, number in VALUE_TO_SIMPLE.items
 
 _ALIASED_KEYS: Final = {
     "device_id": AliasKind.DEVICE,
-    "session_id": AliasKind.DEVICE,
-    "sender_key": AliasKind.DEVICE,
+    "session_id": AliasKind.SESSION,
+    "sender_key": AliasKind.SESSION,
 }
 
 _SHORTEST_BASE64: Final = 16
 
-_MOST_NEW: Final = {AliasKind.ROOM: 32, AliasKind.USER: 16, AliasKind.DEVICE: 16}
+_MOST_NEW: Final = {kind: share // 2 for kind, share in SHARES.items()}
 """Definitions of each kind in one body: a first sync must not use up the numbers on rooms where nothing happens."""
 
 _AGE: Final = "age"
