@@ -199,7 +199,10 @@ class X1Encoder(cbor.Encoder):
     def _text(self, text: str, key: str | None) -> bytes:
         """A value that has no bytes yet."""
         kind = _ALIASED_KEYS.get(key) if key is not None else None
-        return self._aliased(text, kind) or self._tailed(text) or self._plain(text)
+        found = self._aliased(text, kind) or self._tailed(text)
+        if found is None and text[:1] == "m":
+            found = self._inline(text)
+        return found or self._plain(text)
 
     def _plain(self, text: str) -> bytes:
         utf8 = self._utf8(text)
@@ -331,5 +334,8 @@ def _inline_content(text: str) -> bytes | None:
     if found is not None:
         form, raw = found
         return bytes((_KINDS.get(form, Kind.BASE64),)) + raw
+    if text[:1] == "m":
+        numbers = texts.pack_transaction(text)
+        return None if numbers is None else bytes((Kind.TRANSACTION,)) + numbers
     token = texts.pack_token(text, ()) if text[:1] in _TOKEN_STARTS else None
     return None if token is None else bytes((Kind.TOKEN,)) + token[0]

@@ -152,6 +152,8 @@ class RefusedTests(SynchronousTestCase):
         for data in (
             "40",
             "42 08 00",
+            "44 08 00 00 00",
+            "42 09 00",
             "42 ff 00",
             "5f 41 00 ff",
             "a1 f4 00",
