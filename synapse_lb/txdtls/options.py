@@ -8,6 +8,8 @@ from typing import Any
 import attrs
 from attrs import validators
 
+from synapse_lb.txdtls.flights import DEFAULT_TIMEOUT
+
 DEFAULT_MTU = 1200
 """Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
 
@@ -59,10 +61,19 @@ class ClientOptions:
     Attributes:
         mtu: Largest datagram sent, bytes of UDP payload.
         handshake_timeout: Seconds until `connect` gives up, over all addresses of the host.
+        retransmit_after: Seconds until a first hello is sent again: three times the round-trip time, if it is known
+            from an earlier association. At least 1.
+        hello_size: Bytes to which a hello that resumes nothing is padded, so that the server may answer it at once
+            with its certificate (see `admission`); 0 does not pad. The default is enough for a self-signed P-256
+            certificate of 430 bytes.
+        false_start: Whether messages may leave with the client's Finished, before the server's has come (RFC 7918).
     """
 
     mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
     handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
+    retransmit_after: float = attrs.field(default=DEFAULT_TIMEOUT, validator=_positive)
+    hello_size: int = attrs.field(default=232, validator=[validators.ge(0), validators.le(1000)])
+    false_start: bool = True
 
 
 @attrs.define

@@ -45,7 +45,7 @@ from synapse_lb.txdtls.movement import Movement, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
-_MINIMUM_DELAY = 0.001  # seconds; keeps a timer that OpenSSL calls due from spinning
+_MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 _MAX_HELLO_VERIFY_REQUEST = 4096
 
 
@@ -195,7 +195,10 @@ class DTLSServerPort(DatagramProtocol):
             return
         handshake = self._table.handshake_at(address)
         if handshake is not None and handshake.client_random == hello.random:
-            self._feed(handshake, data, summary)
+            now = self._reactor.seconds()
+            handshake.association.hello_repeated(now, proven=True)
+            self._flush(handshake)
+            self._arm(handshake)
             return
         established = self._table.established_at(address)
         if established is not None and established.client_random == hello.random:
@@ -248,10 +251,12 @@ class DTLSServerPort(DatagramProtocol):
                 break
             self.counters.handshakes_evicted += 1
             self._drop(oldest)
-        # The listener numbers its records from 1, see `records.shift_unencrypted`.
-        shift = max(0, hello.record_sequence - 1)
         association = Association(
-            connection, mtu=self._options.mtu, received=hello.message_sequence, shift=shift
+            connection,
+            mtu=self._options.mtu,
+            client=False,
+            received=hello.message_sequence,
+            sequence=max(1, hello.record_sequence),  # the HelloVerifyRequest had 0; see `records.renumber`
         )
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         self._table.add_handshake(entry)
@@ -401,18 +406,21 @@ class DTLSServerPort(DatagramProtocol):
     # -- timers
 
     def _arm(self, entry: Entry) -> None:
-        """Have OpenSSL's retransmission timer of this handshake called when it is due."""
+        """Have the flight of this handshake sent again when it is due."""
         if entry.timer is not None and entry.timer.active():
             entry.timer.cancel()
-        delay = entry.association.timeout()
+        due = entry.association.due
         entry.timer = None
-        if delay is not None:
-            entry.timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._timed_out, entry)
+        if due is not None:
+            delay = max(_MINIMUM_DELAY, due - self._reactor.seconds())
+            entry.timer = self._reactor.callLater(delay, self._timed_out, entry)
 
     def _timed_out(self, entry: Entry) -> None:
         entry.timer = None
         if not entry.association.gone:
-            self._apply(entry, entry.association.handle_timeout())
+            entry.association.handle_timeout(self._reactor.seconds())
+            self._flush(entry)
+            self._arm(entry)
 
     def _arm_sweep(self) -> None:
         """Keep one timer for the next handshake or idle timeout, and none when nothing can be due."""

@@ -97,7 +97,7 @@ class LossTests(RealTimeTestCase):
         return list(results)
 
     async def test_full_handshake(self) -> None:
-        await self.every(None, 7)
+        await self.every(None, 6)
         for link, (server_rtt, client_rtt) in self.rtts.items():
             if link.lost == 3:  # the server's flight: an answer could be to either copy (Karn's algorithm)
                 self.assertIsNone(server_rtt)
@@ -182,7 +182,8 @@ class LoopbackTests(RealTimeTestCase):
     async def test_a_silent_port(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
             silent.bind(("127.0.0.1", 0))
-            options = ClientOptions(handshake_timeout=1.3)
+            silent.settimeout(10)
+            options = ClientOptions(handshake_timeout=1.5, retransmit_after=1.0, hello_size=0)
             with self.assertRaises(errors.HandshakeTimeout):
                 await connect(
                     reactor,
@@ -192,7 +193,7 @@ class LoopbackTests(RealTimeTestCase):
                     handler=Recorder(),
                 )
             first, second = silent.recv(2000), silent.recv(2000)
-        self.assertEqual(first[13:], second[13:], "OpenSSL sent the same hello again")
+        self.assertEqual(first[13:], second[13:], "the same hello again")
         self.assertEqual((first[10], second[10]), (0, 1))
 
     async def test_shutdown_leaves_no_timer(self) -> None:
@@ -205,7 +206,7 @@ class LoopbackTests(RealTimeTestCase):
             )
             for _ in range(5)
         ]
-        await deferLater(reactor, 0)
+        await deferLater(reactor, 0.1)  # the server's Finished comes after the client may send
         self.assertEqual(len(reactor.getDelayedCalls()), before + 1, "one timer for all of them")
         server.shutdown()
         self.assertEqual(len(reactor.getDelayedCalls()), before)
