@@ -137,6 +137,7 @@ class Keeper:
     def _connected(self, _: None, channel: Channel) -> None:
         self._connecting = None
         self._note_session(channel)
+        self._connector.learn(channel.association)
         if not channel.lost:
             self._current = channel
         for waiter in self._take_waiting():

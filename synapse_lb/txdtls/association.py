@@ -80,6 +80,7 @@ class Association:
 
     Attributes:
         client: The role.
+        cookie_wanted: Whether the server has sent a HelloVerifyRequest.
         established: Whether the handshake is complete.
         newest: The highest sequence number of the peer's application records that were authentic. Where it is
             not certain which of a datagram's records were, it stays at what is certain. -1 before the handshake
@@ -108,6 +109,7 @@ class Association:
         "_timer",
         "_written",
         "client",
+        "cookie_wanted",
         "established",
         "newest",
         "peer_packs",
@@ -140,6 +142,7 @@ class Association:
         self._early = self._heard = False
         self._now = 0.0
         self.client = client
+        self.cookie_wanted = False
         self.established = False
         self.newest = -1
         self.peer_packs = False
@@ -183,6 +186,7 @@ class Association:
         if not self.established:
             self._measure(datagram, now)
             if self.client and datagram.hello_verify_request:
+                self.cookie_wanted = True
                 binding.forget_alpn(self.connection)
         data = data[: datagram.size]
         short = 0

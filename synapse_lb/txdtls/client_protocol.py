@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from OpenSSL import SSL
@@ -39,6 +40,8 @@ from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 
 _log = Logger()
 _ids = itertools.count(1)
+_ALPN_HEADERS = 6  # bytes: type and length of the extension, length of the list
+_LARGEST_HELLO = 4096
 _MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 
 
@@ -364,14 +367,47 @@ def _connect_socket(socket: DatagramProtocol, peer: tuple[str, int]) -> None:
 def _new_connection(
     context: ClientContext, options: ClientOptions, server_name: str, session: bytes | None
 ) -> SSL.Connection:
+    connection = _bare_connection(context, options, server_name)
+    if session is not None:
+        if binding.import_session(connection, session):
+            return connection
+        _log.info("The DTLS session to resume is not usable; making a full handshake")
+    if options.hello_size:
+        missing = options.hello_size - _hello_size(_bare_connection(context, options, server_name))
+        if missing > 0:
+            connection.set_alpn_protos(_padding(missing))
+    return connection
+
+
+def _bare_connection(context: ClientContext, options: ClientOptions, server_name: str) -> SSL.Connection:
     connection = SSL.Connection(context.ssl_context, None)
     connection.set_connect_state()
     connection.set_ciphertext_mtu(options.mtu)
     if not is_ip_address(server_name):  # RFC 6066 section 3: no literal addresses
         connection.set_tlsext_host_name(server_name.encode("ascii"))
-    if session is not None and not binding.import_session(connection, session):
-        _log.info("The DTLS session to resume is not usable; making a full handshake")
     return connection
+
+
+def _hello_size(connection: SSL.Connection) -> int:
+    """Bytes of the datagram with the ClientHello of a connection, which is of no further use."""
+    with suppress(SSL.WantReadError):
+        connection.do_handshake()
+    return len(connection.bio_read(_LARGEST_HELLO))
+
+
+def _padding(size: int) -> list[bytes]:
+    """Protocol names for an ALPN extension (RFC 7301) of so many bytes, or a few more.
+
+    The first is that of CoAP over DTLS; the others are none, and are there for their length. A server that knows
+    no ALPN ignores them all, one that does chooses the first. OpenSSL's own padding (RFC 7685) begins at 256 bytes.
+    """
+    names = [b"co"]
+    left = size - _ALPN_HEADERS - 3
+    while left > 1:
+        length = min(left - 1, 255)
+        names.append(b"-" * length)
+        left -= length + 1
+    return names
 
 
 def _pass_on(result: object, finished: Deferred[None]) -> object:

@@ -27,9 +27,10 @@ import attrs
 
 from synapse_lb.txdtls import records
 
-DEFAULT_TIMEOUT: Final = 3.0
+DEFAULT_TIMEOUT: Final = 4.0
 """Seconds until a first flight is sent again if nothing is known of the link: between RFC 6347's 1 s and the 9 s of
-RFC 7925 section 11. A hello and its HelloVerifyRequest take 2.7 s at 125 bytes a second."""
+RFC 7925 section 11. At 125 bytes a second a hello and its HelloVerifyRequest take 2.7 s, both flights of a resumption
+3.2 s."""
 
 MIN_TIMEOUT: Final = 1.0
 """Seconds, the least (RFC 6298 section 2.4)."""
@@ -155,7 +156,7 @@ class Flights:
         if gap < _COPY_GAP:
             return False
         self._copies += 1
-        return proven or self._copies > 1 or gap >= self.size / SLOWEST
+        return proven or self._copies > 1 or gap >= MIN_TIMEOUT + self.size / SLOWEST
 
     @property
     def size(self) -> int:

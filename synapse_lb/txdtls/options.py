@@ -32,6 +32,11 @@ class ServerOptions:
         max_associations: Established associations kept (65-80 KB each). A new one beyond that evicts the one
             that has been silent for longest, with close_notify.
         max_half_open: Unfinished handshakes kept; one more evicts the oldest.
+        cookie: When a client has to show with a cookie where it is, before a handshake begins: "always", or "auto":
+            unless the answer is short enough and the server has little to do (see `admission`).
+        max_unproven: Handshakes at most that have begun without a cookie.
+        unproven_per_second: Attempts to begin one, per second.
+        unproven_timeout: Seconds that one may take.
         cookie_lifetime: Seconds until the cookie secret changes; a cookie is good for one to two of them.
         move_trials_per_datagram: Associations that a datagram from an unknown address is tried against, to find
             out whether their client has moved there (see `movement`); about 3 microseconds each, so that one
@@ -48,6 +53,10 @@ class ServerOptions:
     idle_timeout: float = attrs.field(default=86400.0, validator=_positive)
     max_associations: int = attrs.field(default=5000, validator=_positive)
     max_half_open: int = attrs.field(default=500, validator=_positive)
+    cookie: str = attrs.field(default="auto", validator=validators.in_(("auto", "always")))
+    max_unproven: int = attrs.field(default=64, validator=validators.ge(0))
+    unproven_per_second: int = attrs.field(default=50, validator=_positive)
+    unproven_timeout: float = attrs.field(default=30.0, validator=_positive)
     cookie_lifetime: float = attrs.field(default=300.0, validator=_positive)
     move_trials_per_datagram: int = attrs.field(default=64, validator=validators.ge(0))
     move_trials_per_source: int = attrs.field(default=256, validator=_positive)
@@ -115,7 +124,8 @@ class ServerCounters(TrafficCounters):
         hellos_malformed: ClientHellos dropped: fragmented, cut short, or refused by OpenSSL.
         hellos_duplicate: Late copies of the ClientHello of an established association.
         datagrams_unknown: Records from addresses without an association; never answered.
-        handshakes_started: Handshakes with a proven address.
+        handshakes_started: Handshakes that began, with a cookie or without.
+        cookies_skipped: Of them, those that began without one.
         handshakes_completed: Of them, those that completed.
         handshakes_resumed: Of the completed ones, those that resumed a session.
         handshakes_failed: Ended by a fatal alert, sent or received.
@@ -138,6 +148,7 @@ class ServerCounters(TrafficCounters):
     hellos_duplicate: int = 0
     datagrams_unknown: int = 0
     handshakes_started: int = 0
+    cookies_skipped: int = 0
     handshakes_completed: int = 0
     handshakes_resumed: int = 0
     handshakes_failed: int = 0

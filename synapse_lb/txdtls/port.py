@@ -26,6 +26,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
 from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.cookies import CookieClaim, CookieJar
@@ -41,7 +42,7 @@ from synapse_lb.txdtls.errors import (
     ShutDown,
 )
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport, Timer
-from synapse_lb.txdtls.movement import Movement, sequence_to_try
+from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
@@ -75,6 +76,7 @@ class DTLSServerPort(DatagramProtocol):
         self._reactor = reactor
         self._table = AssociationTable()
         self._movement = Movement(self._options, self.counters)
+        self._admission = Admission(self._options)
         self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
         self._context = context
         self._listener: SSL.Connection | None = None
@@ -165,6 +167,7 @@ class DTLSServerPort(DatagramProtocol):
         """
         self._context = context
         self._listener = None
+        self._admission.forget_flight()
 
     # -- what Twisted calls
 
@@ -195,16 +198,49 @@ class DTLSServerPort(DatagramProtocol):
             return
         handshake = self._table.handshake_at(address)
         if handshake is not None and handshake.client_random == hello.random:
-            now = self._reactor.seconds()
-            handshake.association.hello_repeated(now, proven=True)
-            self._flush(handshake)
-            self._arm(handshake)
+            self._hello_repeated(handshake, len(data))
             return
         established = self._table.established_at(address)
         if established is not None and established.client_random == hello.random:
             self.counters.hellos_duplicate += 1
             return
+        nobody = handshake is None and established is None
+        if nobody and self._begin_unproven(hello, len(data), address):
+            return
         self._listen(hello, address)
+
+    def _hello_repeated(self, handshake: Entry, size: int) -> None:
+        unproven = self._admission.holds(handshake)
+        if unproven:
+            handshake.path.received(size)
+        handshake.association.hello_repeated(self._reactor.seconds(), proven=not unproven)
+        self._flush(handshake)
+        self._arm(handshake)
+
+    def _begin_unproven(self, hello: records.ClientHello, size: int, address: Address) -> bool:
+        """Begin a handshake without a cookie; returns False if a cookie is wanted."""
+        now = self._reactor.seconds()
+        if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
+            return False
+        association = Association(
+            self._new_connection(), mtu=self._options.mtu, client=False, sequence=hello.record_sequence
+        )
+        summary = records.inspect(hello.record)
+        assert summary is not None
+        progress = association.receive(hello.record, summary, now)
+        if progress.lost is not None or not self._admission.fits(association.waiting, size):
+            association.release()
+            return False
+        entry = Entry(self._table.next_id(), association, address, hello.random, now)
+        entry.path = Path.unproven(address, size)
+        self._table.add_handshake(entry)
+        self._admission.add(entry)
+        self.counters.handshakes_started += 1
+        self.counters.cookies_skipped += 1
+        self._flush(entry)
+        self._arm(entry)
+        self._arm_sweep()
+        return True
 
     def _listen(self, hello: records.ClientHello, address: Address) -> None:
         """Answer with a cookie, or begin the handshake if the hello brings a good one."""
@@ -246,7 +282,7 @@ class DTLSServerPort(DatagramProtocol):
             self.counters.handshakes_superseded += 1
             self._drop(superseded)
         while self._table.handshakes >= self._options.max_half_open:
-            oldest = self._table.oldest_handshake()
+            oldest = self._admission.oldest or self._table.oldest_handshake()
             if oldest is None:
                 break
             self.counters.handshakes_evicted += 1
@@ -287,6 +323,8 @@ class DTLSServerPort(DatagramProtocol):
         """Feed a datagram to an association of its address; returns whether it brought anything."""
         if entry.association.gone:
             return False
+        if self._admission.holds(entry):
+            entry.path.received(len(data))
         progress = entry.association.receive(data, summary, self._reactor.seconds())
         self._movement.note(entry)
         taken = bool(progress.messages) or progress.established or progress.lost is not None
@@ -350,6 +388,9 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.handshakes_completed += 1
         self.counters.handshakes_resumed += entry.association.resumed
         self._movement.add(entry)
+        if self._admission.holds(entry):
+            self._admission.remove(entry)
+            entry.path.prove(entry.address)
         if replaced is not None:
             self._movement.remove(replaced)
             self.counters.associations_replaced += 1
@@ -396,6 +437,7 @@ class DTLSServerPort(DatagramProtocol):
     def _drop(self, entry: Entry) -> None:
         self._table.remove(entry)
         self._movement.remove(entry)
+        self._admission.remove(entry)
         if entry.timer is not None and entry.timer.active():
             entry.timer.cancel()
         entry.timer = None
@@ -440,6 +482,9 @@ class DTLSServerPort(DatagramProtocol):
         handshake, silent = self._table.oldest_handshake(), self._table.longest_silent()
         if handshake is not None:
             deadlines.append((handshake, handshake.since + self._options.handshake_timeout))
+        unproven, overdue = self._admission.oldest, self._admission.overdue
+        if unproven is not None and overdue is not None:
+            deadlines.append((unproven, overdue))
         if silent is not None:
             deadlines.append((silent, silent.since + self._options.idle_timeout))
         return deadlines

@@ -89,19 +89,16 @@ class RecordKeys:
         """
         name = connection.get_cipher_name() or ""
         suite = next((suite for ending, suite in _SUITES.items() if name.endswith(ending)), None)
-        master, server, client = (
-            connection.master_key(),
-            connection.server_random(),
-            connection.client_random(),
-        )
-        if suite is None or not master or not server or not client:
+        master = connection.master_key()
+        randoms = (connection.server_random() or b"") + (connection.client_random() or b"")
+        if suite is None or not master or not randoms:
             return None
         size = 2 * (suite.key_size + suite.iv_size)
-        block = _expand(master, b"key expansion" + server + client, size, suite.digest)
+        block = _expand(master, b"key expansion" + randoms, size, suite.digest)
         key_at = 0 if client else suite.key_size
         iv_at = 2 * suite.key_size + (0 if client else suite.iv_size)
-        key, iv = block[key_at : key_at + suite.key_size], block[iv_at : iv_at + suite.iv_size]
-        return cls(suite.aead(key), iv, suite.explicit)
+        key = block[key_at : key_at + suite.key_size]
+        return cls(suite.aead(key), block[iv_at : iv_at + suite.iv_size], suite.explicit)
 
     def open(self, record: bytes) -> bool:
         """Whether this is an authentic record, new or seen before.

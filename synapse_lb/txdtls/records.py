@@ -247,6 +247,7 @@ class ClientHello:
         parameters: Version, random, session id, cipher suites and compression methods: what has to be the same
             in the ClientHello with the cookie.
         cookie: The cookie; empty in a first ClientHello.
+        session_id: The session to resume; empty if there is none.
     """
 
     record: bytes = attrs.field(repr=False)
@@ -255,6 +256,7 @@ class ClientHello:
     random: bytes = attrs.field(repr=False)
     parameters: bytes = attrs.field(repr=False)
     cookie: bytes = attrs.field(repr=False)
+    session_id: bytes = attrs.field(repr=False)
 
 
 def parse_client_hello(data: bytes) -> ClientHello | None:
@@ -289,6 +291,7 @@ def parse_client_hello(data: bytes) -> ClientHello | None:
         random=body[2 : 2 + _RANDOM_SIZE],
         parameters=body[: 2 + _RANDOM_SIZE] + session_id + suites + compression,
         cookie=cookie[1:],
+        session_id=session_id[1:],
     )
 
 

@@ -243,10 +243,11 @@ class ComeBackTests(NetworkTestCase):
         for _ in range(10):
             self.server.datagramReceived(client_hello(), address)
         self.assertEqual((self.server.associations, self.server.handshakes), (1, 0))
-        self.assertEqual(self.server.counters.hello_verify_requests, 11)
+        self.assertEqual(self.server.counters.hello_verify_requests, 10)
         self.assert_echo(association)
 
     def test_a_late_copy_of_the_first_hellos_starts_nothing(self) -> None:
+        self.server = self.serve(ServerOptions(cookie="always"))
         association = self.connect()
         address = self.network.sent[0][0]
         for hello in self.to_server()[:2]:
