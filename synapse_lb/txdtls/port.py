@@ -47,6 +47,10 @@ from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
 _MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
+FINISHED_WAITS = 0.1
+"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
+datagram with it."""
+
 _MAX_HELLO_VERIFY_REQUEST = 4096
 
 
@@ -106,6 +110,7 @@ class DTLSServerPort(DatagramProtocol):
         entry = self._entry(association_id)
         entry.association.send(data)
         self.counters.messages_sent += 1
+        entry.sent_messages = True
         if not entry.busy:
             self._flush(entry)
 
@@ -380,8 +385,22 @@ class DTLSServerPort(DatagramProtocol):
         if progress.lost is not None:
             self._failed(entry, progress.lost)
             return
+        if progress.established and progress.messages and entry.association.peer_packs:
+            self._hold(entry)
+            return
         self._flush(entry)
         self._arm(entry)
+
+    def _hold(self, entry: Entry) -> None:
+        """Let this side's Finished wait a moment for the answer to the request that came with the client's.
+
+        Nobody waits for it: the client could send its request without it.
+        """
+        self._arm(entry)
+        if entry.association.resumed or entry.sent_messages:
+            self._flush(entry)
+        else:
+            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
 
     def _promote(self, entry: Entry) -> None:
         replaced = self._table.promote(entry, self._reactor.seconds())

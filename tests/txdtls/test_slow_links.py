@@ -99,7 +99,9 @@ class SpuriousTests(SlowTestCase):
             self.network.link = None
             packets, needed, _ = self.converse(options=options)
             self.shape()
-            self.assertEqual(self.converse(options=options)[:2], (packets, needed))
+            seen, taken, _ = self.converse(options=options)
+            self.assertEqual(seen, packets)
+            self.assertLessEqual(abs(taken - needed), 8)  # ECDSA signatures differ in length
 
 
 class LossTests(SlowTestCase):
@@ -110,7 +112,9 @@ class LossTests(SlowTestCase):
         for cookie in ("auto", "always"):
             for rate in (125.0, 100_000.0):
                 for seed in range(12):
-                    self.server = self.serve(ServerOptions(cookie=cookie, handshake_timeout=140.0))
+                    self.server = self.serve(
+                        ServerOptions(cookie=cookie, handshake_timeout=140.0, unproven_timeout=140.0)
+                    )
                     self.shape(seed, rate=rate, loss=0.2)
                     self.converse(options=options)
                     if self.session is not None:
