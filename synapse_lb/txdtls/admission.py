@@ -21,9 +21,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from synapse_lb.txdtls import records
+from synapse_lb.txdtls.association import Association
 from synapse_lb.txdtls.movement import AMPLIFICATION, Bucket, host_key
 
 if TYPE_CHECKING:
+    from OpenSSL import SSL
+
     from synapse_lb.txdtls.options import ServerOptions
     from synapse_lb.txdtls.records import ClientHello
     from synapse_lb.txdtls.table import Entry
@@ -80,13 +84,32 @@ class Admission:
         self._attempts.tokens -= 1
         return True
 
-    def fits(self, answer: int, size: int) -> bool:
-        """Whether an answer may go to an unproven address.
+    def attempt(
+        self, connection: SSL.Connection, hello: ClientHello, size: int, now: float
+    ) -> Association | None:
+        """Begin a handshake, and look at the answer.
 
         Args:
-            answer: Its bytes.
-            size: Bytes of the hello's datagram.
+            connection: For it.
+            hello: The hello.
+            size: Bytes of its datagram.
+            now: Monotonic seconds.
+
+        Returns:
+            The association, or None if its answer may not go to an unproven address.
         """
+        association = Association(
+            connection, mtu=self._options.mtu, client=False, sequence=hello.record_sequence
+        )
+        summary = records.inspect(hello.record)
+        assert summary is not None, "it was parsed"
+        progress = association.receive(hello.record, summary, now)
+        if progress.lost is None and self._fits(association.waiting, size):
+            return association
+        association.release()
+        return None
+
+    def _fits(self, answer: int, size: int) -> bool:
         if answer > AMPLIFICATION * size:
             # what is no resumption is about as long each time: not worth a signature again
             self._full_flight = max(self._full_flight, answer - _SIGNATURE_VARIES)

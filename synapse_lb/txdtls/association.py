@@ -276,6 +276,11 @@ class Association:
             raise AssociationGone(describe_openssl_error(error)[0]) from error
 
     @property
+    def may_wait(self) -> bool:
+        """Whether nobody misses a server's Finished for a while: its client sends messages without it."""
+        return not self.client and not self.resumed and self.peer_packs
+
+    @property
     def waiting(self) -> int:
         """Bytes that `take_datagrams` will give."""
         return sum(map(len, self._outgoing))

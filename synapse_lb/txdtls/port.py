@@ -25,11 +25,10 @@ from twisted.internet.error import MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls import records
 from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.context import ServerContext
-from synapse_lb.txdtls.cookies import CookieClaim, CookieJar
 from synapse_lb.txdtls.errors import (
     AssociationGone,
     AssociationLost,
@@ -41,17 +40,16 @@ from synapse_lb.txdtls.errors import (
     Replaced,
     ShutDown,
 )
-from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport, Timer
+from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport
+from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
+from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
-_MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 FINISHED_WAITS = 0.1
 """Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
 datagram with it."""
-
-_MAX_HELLO_VERIFY_REQUEST = 4096
 
 
 class DTLSServerPort(DatagramProtocol):
@@ -81,10 +79,8 @@ class DTLSServerPort(DatagramProtocol):
         self._table = AssociationTable()
         self._movement = Movement(self._options, self.counters)
         self._admission = Admission(self._options)
-        self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
-        self._context = context
-        self._listener: SSL.Connection | None = None
-        self._sweep_timer: Timer | None = None
+        self._listener = HelloListener(context, self._options)
+        self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
         self._stopped = False
 
     # -- what the owner calls
@@ -127,8 +123,8 @@ class DTLSServerPort(DatagramProtocol):
         self._stopped = True
         for entry in self._table:
             self._end(entry, ShutDown("the port was shut down"), notify=True)
-        self._listener = None
-        self._arm_sweep()
+        self._listener.close()
+        self._sweeper.arm()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address.
@@ -170,8 +166,7 @@ class DTLSServerPort(DatagramProtocol):
 
         Sessions of the old context cannot be resumed: their clients fall back to a full handshake.
         """
-        self._context = context
-        self._listener = None
+        self._listener.replace_context(context)
         self._admission.forget_flight()
 
     # -- what Twisted calls
@@ -210,9 +205,8 @@ class DTLSServerPort(DatagramProtocol):
             self.counters.hellos_duplicate += 1
             return
         nobody = handshake is None and established is None
-        if nobody and self._begin_unproven(hello, len(data), address):
-            return
-        self._listen(hello, address)
+        if not nobody or not self._begin_unproven(hello, len(data), address):
+            self._listen(hello, address)
 
     def _hello_repeated(self, handshake: Entry, size: int) -> None:
         unproven = self._admission.holds(handshake)
@@ -227,14 +221,8 @@ class DTLSServerPort(DatagramProtocol):
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
-        association = Association(
-            self._new_connection(), mtu=self._options.mtu, client=False, sequence=hello.record_sequence
-        )
-        summary = records.inspect(hello.record)
-        assert summary is not None
-        progress = association.receive(hello.record, summary, now)
-        if progress.lost is not None or not self._admission.fits(association.waiting, size):
-            association.release()
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        if association is None:
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         entry.path = Path.unproven(address, size)
@@ -244,40 +232,20 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.cookies_skipped += 1
         self._flush(entry)
         self._arm(entry)
-        self._arm_sweep()
+        self._sweeper.arm()
         return True
 
     def _listen(self, hello: records.ClientHello, address: Address) -> None:
         """Answer with a cookie, or begin the handshake if the hello brings a good one."""
         now = self._reactor.seconds()
-        self._jar.rotate(now)
-        listener = self._listener or self._new_connection()
-        self._listener = listener
-        listener.set_app_data(CookieClaim(self._jar, address, hello.parameters))
-        binding.clear_errors()
-        listener.bio_write(hello.record)
-        try:
-            listener.DTLSv1_listen()
-        except SSL.WantReadError:
-            self._answer_hello(listener, address)
-            return
-        except SSL.Error:
-            self._listener = None  # not known to be usable any more
+        outcome = self._listener.listen(hello, address, now)
+        if outcome is None:
             self.counters.hellos_malformed += 1
-            return
-        finally:
-            binding.clear_errors()
-        self._listener = None
-        self._begin(listener, hello, address, now)
-
-    def _answer_hello(self, listener: SSL.Connection, address: Address) -> None:
-        try:
-            request = listener.bio_read(_MAX_HELLO_VERIFY_REQUEST)
-        except SSL.WantReadError:
-            self.counters.hellos_malformed += 1
-            return
-        self.counters.hello_verify_requests += 1
-        self._write(request, address)
+        elif isinstance(outcome, bytes):
+            self.counters.hello_verify_requests += 1
+            self._write(outcome, address)
+        else:
+            self._begin(outcome, hello, address, now)
 
     def _begin(
         self, connection: SSL.Connection, hello: records.ClientHello, address: Address, now: float
@@ -303,13 +271,7 @@ class DTLSServerPort(DatagramProtocol):
         self._table.add_handshake(entry)
         self.counters.handshakes_started += 1
         self._apply(entry, association.start())
-        self._arm_sweep()
-
-    def _new_connection(self) -> SSL.Connection:
-        connection = SSL.Connection(self._context.ssl_context, None)
-        connection.set_accept_state()
-        connection.set_ciphertext_mtu(self._options.mtu)
-        return connection
+        self._sweeper.arm()
 
     # -- records
 
@@ -385,22 +347,12 @@ class DTLSServerPort(DatagramProtocol):
         if progress.lost is not None:
             self._failed(entry, progress.lost)
             return
-        if progress.established and progress.messages and entry.association.peer_packs:
-            self._hold(entry)
+        if progress.established and entry.association.may_wait and not entry.sent_messages:
+            # A request came with the client's Finished: this side's shares a datagram with the answer.
+            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
             return
         self._flush(entry)
         self._arm(entry)
-
-    def _hold(self, entry: Entry) -> None:
-        """Let this side's Finished wait a moment for the answer to the request that came with the client's.
-
-        Nobody waits for it: the client could send its request without it.
-        """
-        self._arm(entry)
-        if entry.association.resumed or entry.sent_messages:
-            self._flush(entry)
-        else:
-            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
 
     def _promote(self, entry: Entry) -> None:
         replaced = self._table.promote(entry, self._reactor.seconds())
@@ -422,7 +374,7 @@ class DTLSServerPort(DatagramProtocol):
                 break
             self.counters.associations_evicted += 1
             self._end(silent, Evicted("too many associations; this one was silent for longest"), notify=True)
-        self._arm_sweep()
+        self._sweeper.arm()
         if not entry.association.gone:
             self._call(self._handler.association_established, entry.id)
 
@@ -462,7 +414,7 @@ class DTLSServerPort(DatagramProtocol):
         entry.timer = None
         entry.association.release()
         if not self._table.handshakes and not self._table.established:
-            self._arm_sweep()
+            self._sweeper.arm()
 
     # -- timers
 
@@ -473,7 +425,7 @@ class DTLSServerPort(DatagramProtocol):
         due = entry.association.due
         entry.timer = None
         if due is not None:
-            delay = max(_MINIMUM_DELAY, due - self._reactor.seconds())
+            delay = max(MINIMUM_DELAY, due - self._reactor.seconds())
             entry.timer = self._reactor.callLater(delay, self._timed_out, entry)
 
     def _timed_out(self, entry: Entry) -> None:
@@ -483,20 +435,9 @@ class DTLSServerPort(DatagramProtocol):
             self._flush(entry)
             self._arm(entry)
 
-    def _arm_sweep(self) -> None:
-        """Keep one timer for the next handshake or idle timeout, and none when nothing can be due."""
-        due = [] if self._stopped else [moment for _, moment in self._deadlines()]
-        timer = self._sweep_timer
-        if timer is not None and timer.active():
-            if due and timer.getTime() <= min(due):
-                return
-            timer.cancel()
-        self._sweep_timer = None
-        if due:
-            delay = max(_MINIMUM_DELAY, min(due) - self._reactor.seconds())
-            self._sweep_timer = self._reactor.callLater(delay, self._sweep)
-
     def _deadlines(self) -> list[tuple[Entry, float]]:
+        if self._stopped:
+            return []
         deadlines = []
         handshake, silent = self._table.oldest_handshake(), self._table.longest_silent()
         if handshake is not None:
@@ -508,18 +449,15 @@ class DTLSServerPort(DatagramProtocol):
             deadlines.append((silent, silent.since + self._options.idle_timeout))
         return deadlines
 
-    def _sweep(self) -> None:
-        self._sweep_timer = None
-        now = self._reactor.seconds()
-        while overdue := [entry for entry, moment in self._deadlines() if moment <= now]:
-            for entry in overdue:
-                if entry.association.established:
-                    self.counters.associations_idle += 1
-                    self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
-                else:
-                    self.counters.handshakes_timed_out += 1
-                    self._drop(entry)
-        self._arm_sweep()
+    def _overdue(self, entry: Entry) -> None:
+        if entry.association.gone:
+            return
+        if entry.association.established:
+            self.counters.associations_idle += 1
+            self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
+        else:
+            self.counters.handshakes_timed_out += 1
+            self._drop(entry)
 
     # -- below and above
 

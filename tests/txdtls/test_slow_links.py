@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from synapse_lb.testing.simlink import LinkShape, SimulatedLink
+from synapse_lb.txdtls import records
 from synapse_lb.txdtls.flights import RetransmissionTimer, server_timeout
 from synapse_lb.txdtls.options import ClientOptions, ServerOptions
 from tests.txdtls.support import SERVER, NetworkTestCase
@@ -57,12 +58,23 @@ class SlowTestCase(NetworkTestCase):
         took = self.network.seconds() - started
         self.network.advance(20.0)
         assert association is not None
+        self.assert_no_number_twice()
         self.session = association.session
         counted = [len(data) + UDP for _, _, data in self.network.sent]
         self.network.link = None
         association.close()
         self.network.advance(0.1)
         return len(counted), sum(counted), took
+
+    def assert_no_number_twice(self) -> None:
+        """Two different records under one number would be two under one nonce."""
+        seen: dict[tuple[bool, bytes], bytes] = {}
+        for sender, _, data in self.network.sent:
+            for record in records.split_records(data):
+                if record[3:5] != b"\0\0":
+                    known = seen.setdefault((sender == SERVER, record[3:11]), record)
+                    self.assertEqual(known, record)
+        self.assertTrue(seen)
 
 
 class SpuriousTests(SlowTestCase):
