@@ -104,9 +104,14 @@ class Call:
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
 
+def _segment(text: str) -> str:
+    """One segment of a path."""
+    return quote(text, safe="")
+
+
 def in_room(room_id: str, rest: str) -> str:
     """A path below a room's."""
-    return f"{CLIENT}/rooms/{quote(room_id, safe="")}/{rest}"
+    return f"{CLIENT}/rooms/{_segment(room_id)}/{rest}"
 
 
 def send(room_id: str, transaction: str, text: str = GREETING) -> Call:
@@ -122,13 +127,13 @@ def send_encrypted(room_id: str, transaction: str, content: dict[str, Any]) -> C
 
 def receipt(room_id: str, event_id: str) -> Call:
     """A read receipt."""
-    return Call("POST", in_room(room_id, f"receipt/m.read/{quote(event_id, safe="")}"), body={})
+    return Call("POST", in_room(room_id, f"receipt/m.read/{_segment(event_id)}"), body={})
 
 
 def typing(room_id: str, user_id: str, types: bool) -> Call:
     """A user types, or has stopped."""
     body: dict[str, Any] = {"typing": True, "timeout": 30000} if types else {"typing": False}
-    return Call("PUT", in_room(room_id, f"typing/{quote(user_id, safe="")}"), body=body)
+    return Call("PUT", in_room(room_id, f"typing/{_segment(user_id)}"), body=body)
 
 
 def sync(since: str | None, *, timeout: str = "0", limited: bool = False) -> Call:
