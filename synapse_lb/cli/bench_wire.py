@@ -54,6 +54,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "--rooms", type=int, default=ROOMS, metavar="N", help=f"rooms of the initial sync ({ROOMS})"
     )
     parser.add_argument("--no-https", action="store_true", help="leave HTTPS out")
+    parser.add_argument(
+        "--explain", action="store_true", help="say what the bytes are for: headers, options, payload"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="write one JSON object instead of the table")
     form.add_argument("--markdown", action="store_true", help="write the table as Markdown")
@@ -100,7 +103,9 @@ async def _finish(arguments: argparse.Namespace, terminal: Terminal, scene: Scen
 
     modes = [mode for mode in KNOWN if arguments.mode is None or mode.name in arguments.mode]
     try:
-        report = await measure(scene, modes, terminal, https=not arguments.no_https)
+        report = await measure(
+            scene, modes, terminal, https=not arguments.no_https, explain=arguments.explain
+        )
     except (MeterError, ClientError, SceneFailed, UnexpectedAnswer, CountsDiffer) as error:
         log = scene.homeserver.log_tail()
         raise CommandError(f"{error}\n--- Synapse's last lines ---\n{log}") from error
@@ -110,10 +115,13 @@ async def _finish(arguments: argparse.Namespace, terminal: Terminal, scene: Scen
         terminal.write(json.dumps(report.as_json(), indent=2) + "\n")
     else:
         terminal.write(report.markdown() if arguments.markdown else report.table())
+        terminal.write("\n" + report.explanation() if report.datagrams else "")
     return EXIT_OK
 
 
-async def measure(scene: Scene, modes: list[Mode], terminal: Terminal, *, https: bool) -> Report:
+async def measure(
+    scene: Scene, modes: list[Mode], terminal: Terminal, *, https: bool, explain: bool
+) -> Report:
     """Measure everything.
 
     Args:
@@ -121,6 +129,7 @@ async def measure(scene: Scene, modes: list[Mode], terminal: Terminal, *, https:
         modes: how the CoAP client speaks.
         terminal: where to say what is done, and whose reactor is used.
         https: whether HTTPS is measured too, if this system can.
+        explain: whether the report says what the bytes are for.
 
     Raises:
         MeterError, ClientError, SceneFailed, UnexpectedAnswer, CountsDiffer: it could not be measured.
@@ -134,12 +143,24 @@ async def measure(scene: Scene, modes: list[Mode], terminal: Terminal, *, https:
     if https and wire_is_measurable():
         for name in HTTPS_TITLES:
             over_https[name] = HttpsSide(scene, name == "gzip", terminal.error).measure()
-    over_coap = {
+    counted = {
         mode.name: await CoapSide(terminal.reactor, scene, mode, terminal.error).measure() for mode in modes
+    }
+    over_coap = {
+        name: {key: each.traffic for key, each in figures.items()} for name, figures in counted.items()
+    }
+    datagrams = {
+        name: {key: each.datagrams for key, each in figures.items()} for name, figures in counted.items()
     }
     columns = [Column(mode.name, mode.title, over_coap[mode.name]) for mode in modes]
     columns += [Column(name, HTTPS_TITLES[name], figures) for name, figures in over_https.items()]
-    return Report(metadata.version("matrix-synapse"), scene.sizes, columns, verdicts(over_coap, over_https))
+    return Report(
+        metadata.version("matrix-synapse"),
+        scene.sizes,
+        columns,
+        verdicts(over_coap, over_https),
+        datagrams if explain else {},
+    )
 
 
 def _interrupt(number: int, frame: object) -> None:

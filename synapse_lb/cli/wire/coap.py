@@ -19,13 +19,14 @@ from twisted.internet.task import deferLater
 
 from synapse_lb.cli.conversation import CLIENT
 from synapse_lb.cli.wire import operations
+from synapse_lb.cli.wire.dissect import Datagram, Dissector
 from synapse_lb.cli.wire.operations import POLL_TIMEOUT, Call
 from synapse_lb.cli.wire.scene import Scene, SceneFailed, User
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.counters import IPV4_UDP_HEADERS, Traffic
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.msc3079.messages import NO_BODY
-from synapse_lb.testing.lossy import LossyRelay
+from synapse_lb.testing.lossy import CLEAR, LossyLink, LossyRelay
 from synapse_lb.txdtls.context import ClientVerification
 
 HANDSHAKES: Final = 5
@@ -58,6 +59,19 @@ class Mode:
 MODES: Final = (Mode("v1", "CoAP, version 1"),)
 
 
+@attrs.frozen
+class Counted:
+    """What an operation took.
+
+    Attributes:
+        traffic: datagrams and bytes.
+        datagrams: what they were made of, in their order.
+    """
+
+    traffic: Traffic
+    datagrams: tuple[Datagram, ...] = attrs.field(repr=False)
+
+
 class CountsDiffer(Exception):
     """The relay has seen something else than the client has sent and received."""
 
@@ -82,8 +96,12 @@ class CoapSide:
         homeserver = scene.homeserver
         server = (homeserver.settings.address, homeserver.ports.lowbandwidth)
         self._relay = LossyRelay(reactor, server=server)
+        self._relay.to_server = _Tap(partial(self._take, out=True))
+        self._relay.to_client = _Tap(partial(self._take, out=False))
+        self._dissector = Dissector()
+        self._datagrams: list[Datagram] = []
 
-    async def measure(self) -> dict[str, Traffic]:
+    async def measure(self) -> dict[str, Counted]:
         """Everything: key of the operation and what it took.
 
         Raises:
@@ -106,10 +124,10 @@ class CoapSide:
 
     # The operations
 
-    async def _connecting(self) -> dict[str, Traffic]:
+    async def _connecting(self) -> dict[str, Counted]:
         session: bytes | None = None
 
-        async def once(client: LowBandwidthClient) -> Traffic:
+        async def once(client: LowBandwidthClient) -> Counted:
             nonlocal session
             used = await self._counted(client, lambda: self._run(client, self._scene.alix, self._send()))
             session = client.session
@@ -119,14 +137,14 @@ class CoapSide:
         resumed = [await self._with_client(once, session=session) for _ in range(HANDSHAKES)]
         return {"connect_first": max(first, key=_total), "connect_resumed": max(resumed, key=_total)}
 
-    async def _talking(self, client: LowBandwidthClient) -> dict[str, Traffic]:
+    async def _talking(self, client: LowBandwidthClient) -> dict[str, Counted]:
         scene, room = self._scene, self._room
         alix = scene.alix
         figures = {}
         sent = await self._run(client, alix, self._send())
         empty = {}
 
-        async def run(call: Call) -> Traffic:
+        async def run(call: Call) -> Counted:
             async def work() -> None:
                 empty["body"] = await self._run(client, alix, call)
 
@@ -142,7 +160,7 @@ class CoapSide:
         operations.expect_empty(empty["body"])
         return figures
 
-    async def _arriving(self, client: LowBandwidthClient) -> dict[str, Traffic]:
+    async def _arriving(self, client: LowBandwidthClient) -> dict[str, Counted]:
         scene = self._scene
         since = (await self._run(client, scene.alix, self._scene.now()))["next_batch"]
         inbox = Inbox()
@@ -160,7 +178,7 @@ class CoapSide:
         speak(self._room, next(self._transactions))
         operations.expect_events(await self._limited(inbox.next()), rooms=1, events=1)
 
-    async def _staying(self, client: LowBandwidthClient) -> dict[str, Traffic]:
+    async def _staying(self, client: LowBandwidthClient) -> dict[str, Counted]:
         since = (await self._run(client, self._scene.alix, self._scene.now()))["next_batch"]
         inbox = Inbox()
         observation = client.observe_sync(since, inbox.take, token=self._scene.alix.token)
@@ -169,12 +187,12 @@ class CoapSide:
         await observation.stop()
         return {"keepalive": used}
 
-    async def _fetching(self, client: LowBandwidthClient) -> dict[str, Traffic]:
+    async def _fetching(self, client: LowBandwidthClient) -> dict[str, Counted]:
         scene, sizes = self._scene, self._scene.sizes
         carl = scene.carl
         answers: list[Any] = []
 
-        async def run(call: Call) -> Traffic:
+        async def run(call: Call) -> Counted:
             async def work() -> None:
                 answers.append(await self._run(client, carl, call))
 
@@ -218,6 +236,7 @@ class CoapSide:
             verification=ClientVerification.ca_file(str(homeserver.certificate_path)),
             persistence=persistence,
             session=session,
+            keylog=self._dissector.keylog,
             **self._mode.options,
         )
         try:
@@ -225,15 +244,19 @@ class CoapSide:
         finally:
             await client.close()
 
-    async def _counted(self, client: LowBandwidthClient, work: Callable[[], Awaitable[object]]) -> Traffic:
+    async def _counted(self, client: LowBandwidthClient, work: Callable[[], Awaitable[object]]) -> Counted:
         await self._until_quiet()
         before, believed = self._seen(), client.counters
+        self._datagrams.clear()
         await work()
         await self._until_quiet()
         used = self._seen() - before
         if used != client.counters - believed:
             raise CountsDiffer(f"the relay saw {used}, the client {client.counters - believed}")
-        return used
+        return Counted(used, tuple(self._datagrams))
+
+    def _take(self, data: bytes, out: bool) -> None:
+        self._datagrams.append(self._dissector.read(data, out=out))
 
     def _seen(self) -> Traffic:
         out, back = self._relay.to_server.counters, self._relay.to_client.counters
@@ -262,6 +285,18 @@ class CoapSide:
 
     def _limited(self, waiting: Deferred[Any]) -> Deferred[Any]:
         return waiting.addTimeout(_TIMEOUT, self._reactor)
+
+
+class _Tap(LossyLink):
+    """One direction of the relay: nothing is lost, and each datagram is shown to somebody."""
+
+    def __init__(self, show: Callable[[bytes], None]) -> None:
+        super().__init__(CLEAR)
+        self._show = show
+
+    def delivered(self, data: bytes) -> None:
+        super().delivered(data)
+        self._show(data)
 
 
 class Inbox:
@@ -293,5 +328,5 @@ def _persistence(heartbeat: float) -> Persistence:
     return Persistence(heartbeat=heartbeat, first_heartbeat=heartbeat)
 
 
-def _total(traffic: Traffic) -> int:
-    return traffic.ip_bytes_sent + traffic.ip_bytes_received
+def _total(counted: Counted) -> int:
+    return counted.traffic.ip_bytes_sent + counted.traffic.ip_bytes_received

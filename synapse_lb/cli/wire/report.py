@@ -9,6 +9,8 @@ from typing import Any, Final
 import attrs
 
 from synapse_lb.cli.https_meter import Wire
+from synapse_lb.cli.wire import explain
+from synapse_lb.cli.wire.dissect import Datagram
 from synapse_lb.cli.wire.goals import Verdict
 from synapse_lb.cli.wire.operations import CIPHERTEXT_LENGTH, OPERATIONS, Operation, Sizes
 from synapse_lb.cli.wire.scene import CERTIFICATE_LENGTH, ROOM_ID_LENGTH, TOKEN_LENGTH
@@ -50,15 +52,18 @@ class Report:
         sizes: how much there was to fetch.
         columns: CoAP's modes first.
         verdicts: which goals are reached.
+        datagrams: of each mode and operation, if they are to be explained.
     """
 
     synapse: str
     sizes: Sizes
     columns: Sequence[Column]
     verdicts: Sequence[Verdict]
+    datagrams: Mapping[str, Mapping[str, Sequence[Datagram]]] = attrs.field(factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
+        parts = {mode: explain.as_json(figures) for mode, figures in self.datagrams.items()}
         return {
             "synapse": self.synapse,
             "conditions": CONDITIONS,
@@ -68,7 +73,7 @@ class Report:
                 for operation in OPERATIONS
             ],
             "goals": [attrs.asdict(verdict) for verdict in self.verdicts],
-        }
+        } | ({"parts": parts} if parts else {})
 
     def table(self) -> str:
         """For a screen."""
@@ -105,6 +110,13 @@ class Report:
             cells = [_cell(column.figures.get(operation.key)) for column in self.columns]
             lines.append(f"| {operation.title_with(self.sizes)} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
+
+    def explanation(self) -> str:
+        """What the bytes are for, if that was asked for."""
+        titles = {column.name: column.title for column in self.columns}
+        return "\n".join(
+            explain.explained(titles[mode], figures, self.sizes) for mode, figures in self.datagrams.items()
+        )
 
     def goals(self) -> str:
         """Which goals are reached."""
