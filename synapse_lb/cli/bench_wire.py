@@ -96,8 +96,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
 
 async def _finish(arguments: argparse.Namespace, terminal: Terminal, scene: Scene) -> int:
     from synapse_lb.cli.wire.coap import MODES as KNOWN
-    from synapse_lb.cli.wire.coap import CountsDiffer
     from synapse_lb.cli.wire.operations import UnexpectedAnswer
+    from synapse_lb.cli.wire.relay import CountsDiffer
     from synapse_lb.cli.wire.scene import SceneFailed
     from synapse_lb.client.errors import ClientError
 

@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""The operations over CoAP, CBOR and DTLS, with the client library, through a relay that counts datagrams.
-
-The relay stands between the client and the homeserver and sees each datagram, so that what is counted is what crossed
-the wire, whatever the client believes: handshakes, cookies, acknowledgements, and repetitions if there are any. The two
-counts are compared after each operation.
-"""
+"""The operations over CoAP, CBOR and DTLS, with the client library, through a relay that counts datagrams."""
 
 from __future__ import annotations
 
@@ -19,23 +14,18 @@ from twisted.internet.task import deferLater
 
 from synapse_lb.cli.conversation import CLIENT
 from synapse_lb.cli.wire import operations
-from synapse_lb.cli.wire.dissect import Datagram, Dissector
 from synapse_lb.cli.wire.operations import POLL_TIMEOUT, Call
+from synapse_lb.cli.wire.relay import Counted, CountingRelay
 from synapse_lb.cli.wire.scene import Scene, SceneFailed, User
 from synapse_lb.client.client import LowBandwidthClient
-from synapse_lb.client.counters import IPV4_UDP_HEADERS, Traffic
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.msc3079.messages import NO_BODY
-from synapse_lb.testing.lossy import CLEAR, LossyLink, LossyRelay
 from synapse_lb.txdtls.context import ClientVerification
 
 HANDSHAKES: Final = 5
 """How many handshakes are made: an ECDSA signature has 70 to 72 bytes, and the longest is shown."""
 
 _PAUSE: Final = 0.02
-_QUIET: Final = 4
-"""Pauses without any datagram after which an operation is over."""
-
 _TIMEOUT: Final = 60.0
 _NEVER: Final = 3600.0
 _SOON: Final = 1.0
@@ -59,23 +49,6 @@ class Mode:
 MODES: Final = (Mode("v1", "CoAP, version 1"),)
 
 
-@attrs.frozen
-class Counted:
-    """What an operation took.
-
-    Attributes:
-        traffic: datagrams and bytes.
-        datagrams: what they were made of, in their order.
-    """
-
-    traffic: Traffic
-    datagrams: tuple[Datagram, ...] = attrs.field(repr=False)
-
-
-class CountsDiffer(Exception):
-    """The relay has seen something else than the client has sent and received."""
-
-
 class CoapSide:
     """Measures over CoAP.
 
@@ -95,11 +68,7 @@ class CoapSide:
         self._room = ""
         homeserver = scene.homeserver
         server = (homeserver.settings.address, homeserver.ports.lowbandwidth)
-        self._relay = LossyRelay(reactor, server=server)
-        self._relay.to_server = _Tap(partial(self._take, out=True))
-        self._relay.to_client = _Tap(partial(self._take, out=False))
-        self._dissector = Dissector()
-        self._datagrams: list[Datagram] = []
+        self._relay = CountingRelay(reactor, server)
 
     async def measure(self) -> dict[str, Counted]:
         """Everything: key of the operation and what it took.
@@ -129,7 +98,9 @@ class CoapSide:
 
         async def once(client: LowBandwidthClient) -> Counted:
             nonlocal session
-            used = await self._counted(client, lambda: self._run(client, self._scene.alix, self._send()))
+            used = await self._relay.counted(
+                client, lambda: self._run(client, self._scene.alix, self._send())
+            )
             session = client.session
             return used
 
@@ -148,7 +119,7 @@ class CoapSide:
             async def work() -> None:
                 empty["body"] = await self._run(client, alix, call)
 
-            return await self._counted(client, work)
+            return await self._relay.counted(client, work)
 
         figures["send"] = await run(self._send())
         figures["send_encrypted"] = await run(self._send_encrypted())
@@ -170,7 +141,7 @@ class CoapSide:
         for key, speak in (("push", scene.say), ("push_encrypted", scene.say_encrypted)):
             # What is said once for an association has been said with the first one.
             for _ in range(2):
-                figures[key] = await self._counted(client, partial(self._heard, inbox, speak))
+                figures[key] = await self._relay.counted(client, partial(self._heard, inbox, speak))
         await observation.stop()
         return figures
 
@@ -183,7 +154,7 @@ class CoapSide:
         inbox = Inbox()
         observation = client.observe_sync(since, inbox.take, token=self._scene.alix.token)
         await self._limited(inbox.next())
-        used = await self._counted(client, lambda: self._until_datagrams(client, 2))
+        used = await self._relay.counted(client, lambda: self._until_datagrams(client, 2))
         await observation.stop()
         return {"keepalive": used}
 
@@ -196,7 +167,7 @@ class CoapSide:
             async def work() -> None:
                 answers.append(await self._run(client, carl, call))
 
-            return await self._counted(client, work)
+            return await self._relay.counted(client, work)
 
         await run(Call("GET", f"{CLIENT}/account/whoami"))
         figures = {"sync_initial": await run(operations.sync(None, limited=True))}
@@ -236,44 +207,13 @@ class CoapSide:
             verification=ClientVerification.ca_file(str(homeserver.certificate_path)),
             persistence=persistence,
             session=session,
-            keylog=self._dissector.keylog,
+            keylog=self._relay.keylog,
             **self._mode.options,
         )
         try:
             return await work(client)
         finally:
             await client.close()
-
-    async def _counted(self, client: LowBandwidthClient, work: Callable[[], Awaitable[object]]) -> Counted:
-        await self._until_quiet()
-        before, believed = self._seen(), client.counters
-        self._datagrams.clear()
-        await work()
-        await self._until_quiet()
-        used = self._seen() - before
-        if used != client.counters - believed:
-            raise CountsDiffer(f"the relay saw {used}, the client {client.counters - believed}")
-        return Counted(used, tuple(self._datagrams))
-
-    def _take(self, data: bytes, out: bool) -> None:
-        self._datagrams.append(self._dissector.read(data, out=out))
-
-    def _seen(self) -> Traffic:
-        out, back = self._relay.to_server.counters, self._relay.to_client.counters
-        return Traffic.of(
-            datagrams_sent=out.delivered,
-            datagrams_received=back.delivered,
-            bytes_sent=out.delivered_bytes,
-            bytes_received=back.delivered_bytes,
-            headers=IPV4_UDP_HEADERS,
-        )
-
-    async def _until_quiet(self) -> None:
-        quiet, last = 0, self._seen()
-        while quiet < _QUIET:
-            await deferLater(self._reactor, _PAUSE)
-            quiet = quiet + 1 if self._seen() == last else 0
-            last = self._seen()
 
     async def _until_datagrams(self, client: LowBandwidthClient, received: int) -> None:
         enough = client.counters.datagrams_received + received - 1
@@ -285,18 +225,6 @@ class CoapSide:
 
     def _limited(self, waiting: Deferred[Any]) -> Deferred[Any]:
         return waiting.addTimeout(_TIMEOUT, self._reactor)
-
-
-class _Tap(LossyLink):
-    """One direction of the relay: nothing is lost, and each datagram is shown to somebody."""
-
-    def __init__(self, show: Callable[[bytes], None]) -> None:
-        super().__init__(CLEAR)
-        self._show = show
-
-    def delivered(self, data: bytes) -> None:
-        super().delivered(data)
-        self._show(data)
 
 
 class Inbox:

@@ -37,7 +37,7 @@ def explained(title: str, figures: Mapping[str, Sequence[Datagram]], sizes: Size
             for out, arrow in ((True, "→"), (False, "←")):
                 chosen = [each for each in datagrams if each.out is out]
                 sums = summed(chosen)
-                count = f"{len(chosen)} packets, "
+                count = f"{len(chosen)} packets,"
                 lines.append(_line(f"{arrow} {count}", sum(each.size for each in chosen), sums))
         lines.append("")
     return "\n".join(lines) + "\n"
