@@ -18,10 +18,12 @@ from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.registration import Registration
 from synapse_lb.client.sticky import Carried, StickySender
 from synapse_lb.client.subject import (
+    MISSING_TOKEN,
     Asking,
     Handler,
     MatrixSubject,
@@ -31,6 +33,7 @@ from synapse_lb.client.subject import (
     decoded,
 )
 from synapse_lb.client.uri import parse_server
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.options import Options
@@ -45,7 +48,6 @@ Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 KEY_VERSIONS: Final = (None, 1)
 SYNC_PATH: Final = "/_matrix/client/r0/sync"
 """The one that has a path code."""
-_MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
 class LowBandwidthClient:
@@ -70,13 +72,14 @@ class LowBandwidthClient:
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
-            and no further offer on this association.
+            and no further offer from this client.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
+        known_silence: seconds, from the `known_silence` of an earlier client in the same network.
         random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
@@ -100,6 +103,7 @@ class LowBandwidthClient:
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
+        known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
         if key_version not in KEY_VERSIONS:
@@ -108,9 +112,11 @@ class LowBandwidthClient:
         self._key_version = key_version
         self._path_codes = path_codes
         self._q_block = q_block
+        self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
-        self._persistence = persistence or Persistence()
+        self._persistence = times = persistence or Persistence()
+        self._pace = Pace(times.first_heartbeat, times.heartbeat, known_silence)
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
@@ -203,6 +209,7 @@ class LowBandwidthClient:
         Raises:
             ConnectionLost: there is no such socket.
         """
+        self._pace.forget()
         self._keeper.rebind()
 
     def observe(
@@ -237,10 +244,9 @@ class LowBandwidthClient:
             The observation, which has begun.
         """
         pairs = tuple(_pairs(query))
-        cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
-        if since is None and cursor is not None:
-            since = dict(pairs).get(cursor.parameter)
+        subject = self._subject(path, pairs, json)
+        if since is None and subject.cursor is not None:
+            since = dict(pairs).get(subject.cursor.parameter)
         return self._observe(subject, token, handler, since, on_change)
 
     def observe_sync(
@@ -255,6 +261,9 @@ class LowBandwidthClient:
         on_change: Callable[[Change], None] | None = None,
     ) -> Observation:
         """Observe `/sync`; see `observe`.
+
+        An initial sync, and one with the full state, may be large. It is fetched with a plain request, by Q-Block
+        if the server has that; once the handler has processed it the rest is observed.
 
         Args:
             since: where to go on; None begins with the initial sync.
@@ -276,7 +285,8 @@ class LowBandwidthClient:
             query.append(("set_presence", set_presence))
         if full_state:
             query.append(("full_state", "true"))
-        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
+        subject = self._subject(SYNC_PATH, tuple(query), NO_BODY, initial=True)
+        return self._observe(subject, token, handler, since, on_change)
 
     def raw_observe(
         self,
@@ -304,9 +314,20 @@ class LowBandwidthClient:
         return self._keeper.traffic
 
     @property
+    def endpoint_counters(self) -> Counters:
+        """What CoAP has done so far, in all associations: messages, retransmissions, blocks."""
+        return self._keeper.endpoint_counters
+
+    @property
     def session(self) -> bytes | None:
         """The DTLS session of the last association, to be resumed by another client; secret."""
         return self._keeper.session
+
+    @property
+    def known_silence(self) -> float | None:
+        """Seconds of the longest silence after which the way to the server was still open, which a later client in the
+        same network may begin with; None if there was none."""
+        return self._pace.known
 
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
@@ -326,10 +347,24 @@ class LowBandwidthClient:
             sticky=StickySender(self._key_version, always=self._several_tokens),
             tuning=self._tuning,
             limits=self._limits,
-            persistence=self._persistence,
+            pace=self._pace,
             random=random_module.Random(self._random.getrandbits(64)),
-            q_block=self._q_block is not False,
+            q_block=self._q_block is not False and not self._q_block_refused,
+            on_q_block_refused=self._server_refuses_q_block,
             on_lost=on_lost,
+        )
+
+    def _subject(
+        self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
+    ) -> MatrixSubject:
+        return MatrixSubject(
+            path,
+            query,
+            json,
+            self._path_codes,
+            cursor_of(path),
+            key_version=lambda: self._key_version,
+            initial=initial,
         )
 
     def _observe(
@@ -380,6 +415,9 @@ class LowBandwidthClient:
     def _key_version_refused(self) -> None:
         self._key_version = None
 
+    def _server_refuses_q_block(self) -> None:
+        self._q_block_refused = True
+
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
         if timeout is not None:
@@ -415,7 +453,7 @@ class LowBandwidthClient:
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
             matrix = decoded(response)
-            if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
+            if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
             return matrix
