@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 from importlib import metadata
 from typing import TYPE_CHECKING, Final
 
-from synapse_lb.cli.errors import EXIT_INTERRUPTED, EXIT_OK, CommandError
+from synapse_lb.cli.errors import EXIT_OK, CommandError
 from synapse_lb.cli.https_meter import MeterError, Wire, wire_is_measurable
+from synapse_lb.cli.interruptible import heed_sigterm, until_interrupted
 from synapse_lb.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from synapse_lb.cli.wire.scene import Scene
 
 ROOMS: Final = 50
+_FAREWELL: Final = "synapse-lb bench: interrupted; Synapse has been stopped and removed"
 MODES: Final = ("v1",)
 """Names of the modes, as `cli/wire/coap.py` has them: that module is not imported for `--help`."""
 
@@ -72,13 +73,11 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     Raises:
         CommandError: Synapse is missing or did not start, or could not be prepared.
     """
-    from twisted.internet.defer import Deferred
-
     from synapse_lb.cli.wire.operations import Sizes
     from synapse_lb.cli.wire.scene import Scene, SceneFailed
     from synapse_lb.testing.throwaway import HomeserverFailed, SynapseMissing
 
-    signal.signal(signal.SIGTERM, _interrupt)  # until the reactor runs and installs its own
+    heed_sigterm()
     if arguments.rooms < Sizes().active_rooms:
         raise CommandError(f"--rooms: at least {Sizes().active_rooms}")
     scene = Scene(Sizes(rooms=arguments.rooms), terminal.error)
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
         ) from error
     except (HomeserverFailed, SceneFailed) as error:
         raise CommandError(str(error)) from error
-    return Deferred.fromCoroutine(_finish(arguments, terminal, scene))
+    return until_interrupted(_finish(arguments, terminal, scene), terminal, _FAREWELL)
 
 
 async def _finish(arguments: argparse.Namespace, terminal: Terminal, scene: Scene) -> int:
@@ -161,7 +160,3 @@ async def measure(
         verdicts(over_coap, over_https),
         datagrams if explain else {},
     )
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise CommandError("terminated", EXIT_INTERRUPTED)
