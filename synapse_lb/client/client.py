@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import AssociationInfo, Connector
 from synapse_lb.client.counters import Traffic
-from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
+from synapse_lb.client.dialect import Dialect
+from synapse_lb.client.errors import ClientError, RequestTimeout
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
@@ -33,9 +34,8 @@ from synapse_lb.client.subject import (
 from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
-from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, encode_request
+from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
 
@@ -67,6 +67,9 @@ class LowBandwidthClient:
             None uses text keys and never sends the option, which is critical: servers that do not know it
             refuse it.
         path_codes: send the MSC's short codes in place of paths.
+        deflate: let answers that may be large come compressed (Content-Format 11060), which takes three bytes in the
+            request, and send bodies so to a server that has shown that it can. What may hold a secret is never
+            compressed. A server that answers 4.06 or 4.15 gets the request without it, and is not asked again.
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
@@ -93,6 +96,7 @@ class LowBandwidthClient:
         verification: ClientVerification | None = None,
         key_version: int | None = 1,
         path_codes: bool = True,
+        deflate: bool = True,
         q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
@@ -105,8 +109,7 @@ class LowBandwidthClient:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
         self._reactor = reactor
-        self._key_version = key_version
-        self._path_codes = path_codes
+        self._dialect = Dialect(key_version, path_codes, deflate)
         self._q_block = q_block
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
@@ -163,20 +166,7 @@ class LowBandwidthClient:
         q_block = self._q_block is True or may_be_large(path, pairs)
 
         def encode(carried: Carried) -> CoapRequest:
-            try:
-                code, options, payload = encode_request(
-                    method,
-                    path,
-                    pairs,
-                    json,
-                    token=carried.token,
-                    key_version=self._key_version,
-                    announce_key_version=carried.key_version,
-                    path_codes=self._path_codes,
-                )
-            except MappingError as error:
-                raise BadRequest(error.message) from error
-            return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
+            return attrs.evolve(self._dialect.request(method, path, pairs, json, carried), q_block=q_block)
 
         return self._limited(self._request(encode, token), timeout)
 
@@ -238,7 +228,7 @@ class LowBandwidthClient:
         """
         pairs = tuple(_pairs(query))
         cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
+        subject = MatrixSubject(path, pairs, json, cursor, self._dialect)
         if since is None and cursor is not None:
             since = dict(pairs).get(cursor.parameter)
         return self._observe(subject, token, handler, since, on_change)
@@ -323,7 +313,7 @@ class LowBandwidthClient:
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
         return Channel(
             self._reactor,
-            sticky=StickySender(self._key_version, always=self._several_tokens),
+            sticky=StickySender(self._dialect.key_version, always=self._several_tokens),
             tuning=self._tuning,
             limits=self._limits,
             persistence=self._persistence,
@@ -371,14 +361,11 @@ class LowBandwidthClient:
         registration = Registration(
             channel,
             carried,
-            on_version_refused=self._key_version_refused,
+            self._dialect,
             on_end=lambda: self._keeper.close_if_idle(channel),
         )
         registration.send(lambda: subject.request(asking, carried))
         return registration
-
-    def _key_version_refused(self) -> None:
-        self._key_version = None
 
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
@@ -397,7 +384,8 @@ class LowBandwidthClient:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
             try:
-                answer = channel.request(encode(carried))
+                request = encode(carried)
+                answer = channel.request(request)
             except ClientError:
                 channel.sticky.unsent(carried)
                 raise
@@ -410,10 +398,13 @@ class LowBandwidthClient:
                 self._keeper.close_if_idle(channel)
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
-                self._key_version_refused()
+                self._dialect.key_version = None
                 continue
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
+            self._dialect.learn(response)
+            if self._dialect.refused(request, response):
+                continue
             matrix = decoded(response)
             if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.

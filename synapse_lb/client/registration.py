@@ -18,6 +18,7 @@ from synapse_lb.coap.numbers import Code
 
 if TYPE_CHECKING:
     from synapse_lb.client.channel import Channel
+    from synapse_lb.client.dialect import Dialect
 
 
 class RegisterAgain(ClientError):
@@ -43,7 +44,7 @@ class Registration:
     Args:
         channel: the association on which it is made.
         carried: the sticky options that its request carries.
-        on_version_refused: called when the server refuses option 257.
+        dialect: what is known of the server's.
         on_end: called once when nothing will come any more.
 
     Attributes:
@@ -54,15 +55,16 @@ class Registration:
         self,
         channel: Channel,
         carried: Carried,
+        dialect: Dialect,
         *,
-        on_version_refused: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         self.channel = channel
         self.exchange: int | None = None
         self.carried = carried
         self.open = True
-        self._on_version_refused = on_version_refused
+        self._dialect = dialect
+        self._request: CoapRequest | None = None
         self._on_end = on_end
         self._arrived: deque[Incoming] = deque()
         self._error: ClientError | None = None
@@ -78,7 +80,8 @@ class Registration:
             ClientError: it cannot be sent now.
         """
         try:
-            self.exchange = self.channel.observe(request(), self)
+            self._request = request()
+            self.exchange = self.channel.observe(self._request, self)
         except ClientError as error:
             self.channel.sticky.unsent(self.carried)
             self._finish()
@@ -133,6 +136,7 @@ class Registration:
     def notified(self, response: CoapResponse) -> None:
         """Take a whole notification."""
         self.channel.sticky.notified(self.carried)
+        self._dialect.learn(response)
         self._deliver(Incoming(response, last=False))
 
     def answered(self, response: CoapResponse) -> None:
@@ -140,14 +144,17 @@ class Registration:
         sticky, carried = self.channel.sticky, self.carried
         if response.code == Code.BAD_OPTION and carried.key_version is not None:
             sticky.key_version_refused(carried)
-            self._on_version_refused()
+            self._dialect.key_version = None
             self._finish()
             self._fail(RegisterAgain("the server does not know the key version"))
             return
         unauthorized = response.code == Code.UNAUTHORIZED
         sticky.answered(carried, unauthorized=unauthorized)
+        self._dialect.learn(response)
         self._finish()
-        if unauthorized and carried.relies:
+        if self._request is not None and self._dialect.refused(self._request, response):
+            self._fail(RegisterAgain("the server does not compress"))
+        elif unauthorized and carried.relies:
             # The server may have forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:

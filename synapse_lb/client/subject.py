@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from synapse_lb.client.errors import BadRequest, BadResponse
+from synapse_lb.client.errors import BadResponse
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.observe import DEREGISTER, REGISTER
-from synapse_lb.coap.options import Options, encode_uint
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response, encode_request
+from synapse_lb.coap.options import encode_uint
+from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response
+
+if TYPE_CHECKING:
+    from synapse_lb.client.dialect import Dialect
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -131,36 +134,25 @@ class MatrixSubject:
         path: percent-encoded, from its leading slash.
         query: parameters, not percent-encoded.
         json: the body, which makes it a FETCH (RFC 8132 section 2) in place of a POST; `NO_BODY` for a GET.
-        path_codes: send the MSC's short code in place of the path.
         cursor: how places in it are named.
-        key_version: says what version the integer keys in the body are of.
+        dialect: words the request.
     """
 
     path: str
     query: Pairs
     json: Any
-    path_codes: bool
     cursor: Cursor | None
-    key_version: Callable[[], int | None]
+    dialect: Dialect
 
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
         left_out, added = asking.changes([name for name, _ in self.query], self.cursor)
-        try:
-            code, options, payload = encode_request(
-                "GET" if self.json is NO_BODY else "POST",
-                self.path,
-                (*(pair for pair in self.query if pair[0] not in left_out), *added),
-                self.json,
-                token=carried.token,
-                key_version=self.key_version(),
-                announce_key_version=carried.key_version,
-                path_codes=self.path_codes,
-            )
-        except MappingError as error:
-            raise BadRequest(error.message) from error
-        options.append((OptionNumber.OBSERVE, encode_uint(asking.observe)))
-        return CoapRequest(Code.FETCH if code == Code.POST else code, Options.of(*options), payload)
+        pairs = (*(pair for pair in self.query if pair[0] not in left_out), *added)
+        method = "GET" if self.json is NO_BODY else "POST"
+        request = self.dialect.request(method, self.path, pairs, self.json, carried)
+        code = Code.FETCH if request.code == Code.POST else request.code
+        options = request.options.with_uint(OptionNumber.OBSERVE, asking.observe)
+        return attrs.evolve(request, code=code, options=options)
 
     def read(self, response: CoapResponse) -> Any:
         """See `Subject`."""

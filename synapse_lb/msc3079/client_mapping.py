@@ -11,12 +11,13 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from synapse_lb.msc3079 import cbor, codes, paths_v1
-from synapse_lb.msc3079.bodies import read_body, write_json
-from synapse_lb.msc3079.errors import CborError, MappingError
+from synapse_lb.msc3079.bodies import compressed, read_body, write_json
+from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
 from synapse_lb.msc3079.options import (
     ACCEPT,
     ACCESS_TOKEN,
+    CBOR_FORMATS,
     CONTENT_FORMAT,
     FORMAT_CBOR,
     FORMAT_JSON,
@@ -29,10 +30,14 @@ from synapse_lb.msc3079.options import (
     encode_uint,
     first_uint,
 )
+from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 
 RESPONSE_MAX_DEPTH: Final = 1000
 """Nested arrays and maps that an answer may have: as much as Python's JSON, so that an event which
 reached the server over HTTP can be read here too."""
+
+RESPONSE_MAX_INFLATED: Final = 64 << 20
+"""B: what a compressed answer may become."""
 
 Query = Mapping[str, "str | Sequence[str]"] | Iterable["tuple[str, str]"]
 """Query parameters: a mapping, whose values may be lists for repeated names, or pairs. Not percent-encoded."""
@@ -64,7 +69,8 @@ def encode_request(
         announce_key_version: Value of option 257; None leaves it out. The option is critical: only for
             peers that advertise MSC3079.
         path_codes: Use a path code where the table has one.
-        content_format: 60 (CBOR) or 50 (JSON), of the body.
+        content_format: 60 (CBOR), 11060 (compressed, where that saves bytes and there is no secret; else 60) or 50
+            (JSON), of the body.
         accept: Format of the answer; None leaves it to the server, which answers as it was asked.
 
     Returns:
@@ -77,10 +83,12 @@ def encode_request(
     if code is None:
         raise _unsendable(f"Method {method} has no CoAP code")
     raw_path, _, raw_query = _to_bytes(path).partition(b"?")
-    options = [(URI_PATH, segment) for segment in _write_path(raw_path, path_codes)]
+    segments = _read_path(raw_path)
+    written = paths_v1.compress(segments) if path_codes else segments
+    options = [(URI_PATH, _fit(segment.encode(), "path segment")) for segment in written]
     payload = b""
     if body is not NO_BODY:
-        payload = _write_body(body, content_format, key_version)
+        content_format, payload = _write_body(body, content_format, key_version, segments)
         options.append((CONTENT_FORMAT, encode_uint(content_format)))
     options += [(URI_QUERY, part) for part in _write_query(raw_query, query)]
     if accept is not None:
@@ -103,18 +111,25 @@ def _to_bytes(path: str | bytes) -> bytes:
         raise _unsendable("A path with a lone surrogate is not Unicode") from None
 
 
-def _write_path(raw: bytes, path_codes: bool) -> list[bytes]:
+def _read_path(raw: bytes) -> tuple[str, ...]:
+    """The segments of a percent-encoded path."""
     if not raw.startswith(b"/"):
         raise _unsendable("A path begins with a slash")
     try:
-        segments: tuple[str, ...] = tuple(unquote_to_bytes(part).decode() for part in raw[1:].split(b"/"))
+        segments = tuple(unquote_to_bytes(part).decode() for part in raw[1:].split(b"/"))
     except UnicodeDecodeError:
         raise _unsendable("A path segment is not UTF-8") from None
     if "." in segments or ".." in segments:
         raise _unsendable("A path segment that is . or .. cannot be sent over CoAP")
-    if path_codes:
-        segments = paths_v1.compress(segments)
-    return [_fit(segment.encode(), "path segment") for segment in segments]
+    return segments
+
+
+def _expanded(segments: tuple[str, ...]) -> tuple[str, ...]:
+    """The whole path; nothing if the caller gave a path code that cannot be expanded."""
+    try:
+        return paths_v1.expand(segments)
+    except UnknownPathError:
+        return ()
 
 
 def _write_query(raw: bytes, query: Query | None) -> list[bytes]:
@@ -151,23 +166,36 @@ def _write_token(token: str) -> bytes:
     return token.encode("ascii")
 
 
-def _write_body(body: Any, content_format: int, key_version: int | None) -> bytes:
+def _write_body(
+    body: Any, content_format: int, key_version: int | None, segments: tuple[str, ...]
+) -> tuple[int, bytes]:
     try:
-        if content_format == FORMAT_CBOR:
-            return cbor.encode(body, key_version)
         if content_format == FORMAT_JSON:
-            return write_json(body)
+            return FORMAT_JSON, write_json(body)
+        if content_format not in CBOR_FORMATS:
+            raise _unsendable(f"Content-Format {content_format} is none of 60, 11060 (CBOR) and 50 (JSON)")
+        payload = cbor.encode(body, key_version)
     except CborError as error:
         raise _unsendable(str(error)) from None
-    raise _unsendable(f"Content-Format {content_format} is neither 60 (CBOR) nor 50 (JSON)")
+    if content_format == FORMAT_CBOR or takes_or_gives_secrets(_expanded(segments)):
+        return FORMAT_CBOR, payload
+    return compressed(body, payload)
 
 
-def decode_response(code: int, options: OptionPairs, payload: bytes) -> MatrixResponse:
+def decode_response(
+    code: int, options: OptionPairs, payload: bytes, *, max_inflated: int = RESPONSE_MAX_INFLATED
+) -> MatrixResponse:
     """Map a whole CoAP response to the Matrix answer that it carries.
 
     A failure without Content-Format is the CoAP layer's own, and its payload text for people (RFC 7252
     section 5.5.2): it becomes a Matrix error with M_UNKNOWN. CBOR that claims to be JSON, as the
     reference proxy sends it, is read as CBOR.
+
+    Args:
+        code: CoAP response code.
+        options: All options as (number, value) pairs.
+        payload: The whole body; empty for none.
+        max_inflated: Bytes that a compressed body may become.
 
     Raises:
         MappingError: 5.02 for an answer that cannot be read.
@@ -179,7 +207,7 @@ def decode_response(code: int, options: OptionPairs, payload: bytes) -> MatrixRe
     content_format = first_uint(pairs, CONTENT_FORMAT)
     body: Any = NO_BODY
     if status not in codes.BODILESS_STATUSES and payload:
-        body = _read_body(payload, content_format, is_error=status >= 400)
+        body = _read_body(payload, content_format, max_inflated, is_error=status >= 400)
     return MatrixResponse(status, body, _retry_after(status, body, pairs))
 
 
@@ -187,13 +215,13 @@ def _unreadable(message: str) -> MappingError:
     return MappingError(codes.BAD_GATEWAY, "M_UNKNOWN", message)
 
 
-def _read_body(payload: bytes, content_format: int | None, is_error: bool) -> Any:
+def _read_body(payload: bytes, content_format: int | None, max_inflated: int, *, is_error: bool) -> Any:
     if content_format is None and is_error and not 0xA0 <= payload[0] <= 0xBF and payload[:1] != b"{":
         return {"errcode": "M_UNKNOWN", "error": payload.decode("utf-8", "replace")}
     if content_format == FORMAT_JSON and payload[0] >= 0x80:  # no JSON text begins so
         content_format = FORMAT_CBOR
     try:
-        return read_body(payload, content_format, RESPONSE_MAX_DEPTH).value
+        return read_body(payload, content_format, RESPONSE_MAX_DEPTH, max_inflated).value
     except MappingError as error:
         raise _unreadable(error.message) from None
 

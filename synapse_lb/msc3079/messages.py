@@ -36,10 +36,13 @@ class ReplyFormat:
     Attributes:
         content_format: 60 (CBOR) or 50 (JSON).
         key_version: Version of the integer keys in CBOR; None for text keys, always None with JSON.
+        deflate: Whether CBOR may become 11060, compressed, where that is shorter; always False with JSON, and where
+            there may be a secret.
     """
 
     content_format: int = FORMAT_CBOR
     key_version: int | None = None
+    deflate: bool = False
 
 
 @attrs.frozen

@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_from_bytes
 import attrs
 
 from synapse_lb.msc3079 import codes, paths_v1
-from synapse_lb.msc3079.bodies import read_body, sniff, write_body
+from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
@@ -25,7 +25,9 @@ from synapse_lb.msc3079.options import (
     ACCESS_TOKEN,
     CONTENT_FORMAT,
     FORMAT_CBOR,
+    FORMAT_CBOR_DEFLATE,
     FORMAT_JSON,
+    FORMATS,
     HANDLED_CRITICAL,
     KEY_VERSION,
     MAX_AGE,
@@ -37,6 +39,7 @@ from synapse_lb.msc3079.options import (
     first,
     first_uint,
 )
+from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
@@ -64,10 +67,12 @@ class MappingLimits:
 
     Attributes:
         max_depth: Nested arrays and maps in a body.
+        max_inflated: Bytes that a compressed body may become.
         max_token_length: Bytes of an access token.
     """
 
     max_depth: int = attrs.field(default=DEFAULT_MAX_DEPTH, validator=attrs.validators.ge(1))
+    max_inflated: int = attrs.field(default=DEFAULT_MAX_INFLATED, validator=attrs.validators.ge(0))
     max_token_length: int = attrs.field(default=4096, validator=attrs.validators.ge(1))
 
 
@@ -116,17 +121,18 @@ def _decode_request(
     _check_critical(pairs)
     path_values = [value for number, value in pairs if number == URI_PATH]
     method = _read_method(code, path_values)
-    path = _read_path(path_values)
+    segments = _read_segments(path_values)
     query = _read_query([value for number, value in pairs if number == URI_QUERY])
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
     if payload:
-        content = read_body(payload, first_uint(pairs, CONTENT_FORMAT), limits.max_depth)
+        content_format = first_uint(pairs, CONTENT_FORMAT)
+        content = read_body(payload, content_format, limits.max_depth, limits.max_inflated)
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
-    reply = _reply_format(accept or body_format, sticky)
-    return MatrixRequest(method, path, query, body, sticky.token, reply)
+    reply = _reply_format(accept or body_format, sticky, segments)
+    return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
 
 
 def _read_method(code: int, path_values: list[bytes]) -> str:
@@ -182,8 +188,8 @@ def _check_critical(pairs: list[tuple[int, bytes]]) -> None:
             raise MappingError(codes.BAD_OPTION, _UNRECOGNIZED, f"CoAP option {number} is not supported")
 
 
-def _read_path(values: list[bytes]) -> bytes:
-    """Uri-Path values -> percent-encoded path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
+def _read_segments(values: list[bytes]) -> tuple[str, ...]:
+    """Uri-Path values -> segments of the whole path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
     try:
         segments = paths_v1.expand([value.decode("utf-8") for value in values])
     except UnicodeDecodeError:
@@ -195,6 +201,11 @@ def _read_path(values: list[bytes]) -> bytes:
     is_client_api = len(segments) > 2 and segments[:2] == ("_matrix", "client")
     if not is_client_api and segments != (".well-known", "matrix", "client"):
         raise _no_such_path("Only the Client-Server API is served over CoAP")
+    return segments
+
+
+def _path(segments: tuple[str, ...]) -> bytes:
+    """The percent-encoded path."""
     return "".join("/" + quote(segment, safe=_SEGMENT_SAFE) for segment in segments).encode("ascii")
 
 
@@ -220,15 +231,23 @@ def _read_query(values: list[bytes]) -> bytes:
 
 def _read_accept(pairs: list[tuple[int, bytes]]) -> int | None:
     accept = first_uint(pairs, ACCEPT)
-    if accept not in (None, FORMAT_CBOR, FORMAT_JSON):
+    if accept is not None and accept not in FORMATS:
         raise MappingError(
-            codes.NOT_ACCEPTABLE, _INVALID_PARAM, "Answers come as 60 (CBOR) or 50 (JSON), nothing else"
+            codes.NOT_ACCEPTABLE,
+            _INVALID_PARAM,
+            "Answers come as 60 (CBOR), 11060 (CBOR, deflate) or 50 (JSON)",
         )
     return accept
 
 
-def _reply_format(content_format: int, sticky: StickyState) -> ReplyFormat:
-    return ReplyFormat(content_format, sticky.key_version if content_format == FORMAT_CBOR else None)
+def _reply_format(
+    content_format: int, sticky: StickyState, segments: tuple[str, ...] | None = None
+) -> ReplyFormat:
+    """How to write an answer; it is not compressed if it is not known what it answers."""
+    if content_format == FORMAT_JSON:
+        return ReplyFormat(FORMAT_JSON)
+    may_deflate = segments is not None and not takes_or_gives_secrets(segments)
+    return ReplyFormat(FORMAT_CBOR, sticky.key_version, content_format == FORMAT_CBOR_DEFLATE and may_deflate)
 
 
 def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState) -> ReplyFormat:
@@ -237,7 +256,7 @@ def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyS
     if payload and body_format is None:
         body_format = sniff(payload)
     wanted = first_uint(pairs, ACCEPT)
-    if wanted not in (FORMAT_CBOR, FORMAT_JSON):
+    if wanted not in FORMATS:
         wanted = body_format if payload else FORMAT_CBOR
     return _reply_format(FORMAT_JSON if wanted == FORMAT_JSON else FORMAT_CBOR, sticky)
 
@@ -263,11 +282,11 @@ def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
     if body is NO_BODY:
         body = _default_body(response.status, code)
     try:
-        payload = write_body(body, reply)
+        content_format, payload = write_body(body, reply)
     except CborError:
         code = codes.INTERNAL_SERVER_ERROR
-        payload = write_body(_error_body("M_UNKNOWN", "The answer cannot be written"), reply)
-    options = [(CONTENT_FORMAT, encode_uint(reply.content_format))]
+        content_format, payload = write_body(_error_body("M_UNKNOWN", "The answer cannot be written"), reply)
+    options = [(CONTENT_FORMAT, encode_uint(content_format))]
     if code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
         options += _max_age(response)
     return code, options, payload
@@ -281,8 +300,8 @@ def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapT
         reply: How to write it; by default as the error itself says, or else in CBOR with text keys.
     """
     reply = reply or error.reply or ReplyFormat()
-    payload = write_body(_error_body(error.errcode, error.message), reply)
-    return error.code, [(CONTENT_FORMAT, encode_uint(reply.content_format))], payload
+    content_format, payload = write_body(_error_body(error.errcode, error.message), reply)
+    return error.code, [(CONTENT_FORMAT, encode_uint(content_format))], payload
 
 
 def _error_body(errcode: str, message: str) -> dict[str, str]:

@@ -48,7 +48,13 @@ from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.clock import Clock
 from synapse_lb.coaps.driver import EndpointDriver
 from synapse_lb.msc3079.errors import MappingError
-from synapse_lb.msc3079.mapping import decode_request, effective_token, encode_error, encode_response
+from synapse_lb.msc3079.mapping import (
+    MappingLimits,
+    decode_request,
+    effective_token,
+    encode_error,
+    encode_response,
+)
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
 from synapse_lb.msc3079.sticky import StickyState
@@ -159,10 +165,12 @@ class Gateway:
         self._associations: dict[int, _Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters = GatewayCounters()
+        limits = limits if limits is not None else Limits()
+        self._body_limits = MappingLimits(max_inflated=limits.max_request_body)
         self.endpoint = Endpoint(
             random=random,
             tuning=tuning if tuning is not None else Tuning(q_block=True),
-            limits=limits if limits is not None else Limits(),
+            limits=limits,
             understood=(KEY_VERSION,),
             scope=self._scope,
         )
@@ -310,7 +318,9 @@ class Gateway:
         if association is None:
             return
         try:
-            matrix = decode_request(request.code, request.options, request.payload, association.sticky)
+            matrix = decode_request(
+                request.code, request.options, request.payload, association.sticky, self._body_limits
+            )
         except MappingError as error:
             self.counters.refused += 1
             self._respond(exchange, encode_error(error))
