@@ -33,13 +33,13 @@ class Dialect:
         key_version: of the integer keys in bodies; None for text keys.
         path_codes: send the MSC's short codes in place of paths.
         deflate: let large answers come compressed, and send bodies so once the server has shown that it can.
-        server_deflates: whether it has.
+        server_inflates: whether it has; None as long as it is not known.
     """
 
     key_version: int | None
     path_codes: bool
     deflate: bool
-    server_deflates: bool = False
+    server_inflates: bool | None = None
 
     def request(self, method: str, path: str, pairs: Pairs, json: Any, carried: Carried) -> CoapRequest:
         """Word a request.
@@ -54,7 +54,7 @@ class Dialect:
         Raises:
             BadRequest: it cannot be sent over CoAP.
         """
-        compresses = self.deflate and self.server_deflates
+        compresses = self.deflate and self.server_inflates
         try:
             code, options, payload = encode_request(
                 method,
@@ -78,8 +78,9 @@ class Dialect:
 
     def learn(self, response: CoapResponse) -> None:
         """Take note of what a response shows."""
-        if response.options.get_uint(OptionNumber.CONTENT_FORMAT) == FORMAT_CBOR_DEFLATE:
-            self.server_deflates = True
+        compressed = response.options.get_uint(OptionNumber.CONTENT_FORMAT) == FORMAT_CBOR_DEFLATE
+        if compressed and self.server_inflates is None:
+            self.server_inflates = True
 
     def refused(self, request: CoapRequest, response: CoapResponse) -> bool:
         """Take note of a response that refuses the words of a request.
@@ -92,5 +93,5 @@ class Dialect:
             return False
         if number == OptionNumber.ACCEPT:
             self.deflate = False
-        self.server_deflates = False
+        self.server_inflates = False
         return True
