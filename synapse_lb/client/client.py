@@ -16,6 +16,7 @@ from synapse_lb.client.connector import AssociationInfo, Connector
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.dialect import Dialect
 from synapse_lb.client.errors import ClientError, RequestTimeout
+from synapse_lb.client.extension import WISHES, Extensions, Wish
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
@@ -35,6 +36,7 @@ from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.tuning import Limits, Tuning
+from synapse_lb.msc3079.extension import X1, X1_WRITTEN
 from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
@@ -70,6 +72,9 @@ class LowBandwidthClient:
         deflate: let answers that may be large come compressed (Content-Format 11060), which takes three bytes in the
             request, and send bodies so to a server that has shown that it can. What may hold a secret is never
             compressed. A server that answers 4.06 or 4.15 gets the request without it, and is not asked again.
+        extensions: whether requests and answers are written in x1 (docs/extensions.md), which takes the fewest bytes:
+            "auto" if the server has said in an answer to `/versions` that it has it; "known" if that is known from an
+            earlier client (`speaks_x1`); True finds out with the first request of all; False never.
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
@@ -85,7 +90,7 @@ class LowBandwidthClient:
     Raises:
         BadUri: the server's address makes no sense.
         AuthoritiesError: the file of the authorities cannot be used.
-        ValueError: there is no such key version.
+        ValueError: there is no such key version, or no such wish for extensions.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class LowBandwidthClient:
         key_version: int | None = 1,
         path_codes: bool = True,
         deflate: bool = True,
+        extensions: Wish = "auto",
         q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
@@ -109,7 +115,9 @@ class LowBandwidthClient:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
         self._reactor = reactor
-        self._dialect = Dialect(key_version, path_codes, deflate)
+        if extensions not in WISHES:
+            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
+        self._dialect = Dialect(key_version, path_codes, deflate, Extensions(extensions))
         self._q_block = q_block
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
@@ -143,6 +151,7 @@ class LowBandwidthClient:
         token: str | None = None,
         *,
         timeout: float | None = None,
+        brief: bool = False,
     ) -> Deferred[MatrixResponse]:
         """Make a Matrix request.
 
@@ -154,6 +163,8 @@ class LowBandwidthClient:
             token: access token; None sends none, for requests that need no user: the server may still take
                 the request for one of the user whose token came last.
             timeout: seconds for everything, the handshake included; None waits as long as CoAP does.
+            brief: the body of a success is not wanted. In x1 it is left out, and the answer's is `NO_BODY` then;
+                else it comes all the same.
 
         Returns:
             A Deferred of the answer, whatever its status; cancelling it cancels the request. It fails with a
@@ -166,7 +177,8 @@ class LowBandwidthClient:
         q_block = self._q_block is True or may_be_large(path, pairs)
 
         def encode(carried: Carried) -> CoapRequest:
-            return attrs.evolve(self._dialect.request(method, path, pairs, json, carried), q_block=q_block)
+            request = self._dialect.request(method, path, pairs, json, carried, brief=brief)
+            return attrs.evolve(request, q_block=q_block)
 
         return self._limited(self._request(encode, token), timeout)
 
@@ -298,6 +310,11 @@ class LowBandwidthClient:
         """The DTLS session of the last association, to be resumed by another client; secret."""
         return self._keeper.session
 
+    @property
+    def speaks_x1(self) -> bool | None:
+        """Whether the server has x1, for the `extensions` of another client; None as long as it is not known."""
+        return self._dialect.extensions.speaks_x1
+
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
 
@@ -313,7 +330,9 @@ class LowBandwidthClient:
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
         return Channel(
             self._reactor,
-            sticky=StickySender(self._dialect.key_version, always=self._several_tokens),
+            sticky=StickySender(
+                self._dialect.key_version, always=self._several_tokens, extensions=self._dialect.extensions
+            ),
             tuning=self._tuning,
             limits=self._limits,
             persistence=self._persistence,
@@ -353,8 +372,7 @@ class LowBandwidthClient:
     async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
         if isinstance(subject, RawSubject):
             channel, carried = await self._keeper.ready(), Carried()
-            if ACCESS_TOKEN in subject.template.options:
-                channel.sticky.carry_always()
+            subject = attrs.evolve(subject, template=_raw(channel, subject.template))
         else:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
@@ -375,9 +393,8 @@ class LowBandwidthClient:
 
     async def _raw_request(self, request: CoapRequest) -> CoapResponse:
         channel = await self._keeper.ready()
-        if ACCESS_TOKEN in request.options:
-            channel.sticky.carry_always()
-        return await channel.request(attrs.evolve(request, q_block=self._q_block is True))
+        request = attrs.evolve(_raw(channel, request), q_block=self._q_block is True)
+        return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
         while True:
@@ -396,16 +413,22 @@ class LowBandwidthClient:
                 raise
             finally:
                 self._keeper.close_if_idle(channel)
+            x1 = channel.sticky.x1
+            if x1.refused(carried.words, response):
+                channel.sticky.unsent(carried)
+                continue
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
                 self._dialect.key_version = None
                 continue
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
+            x1.answered(carried.words, carried.definitions, response)
             self._dialect.learn(response)
             if self._dialect.refused(request, response):
                 continue
-            matrix = decoded(response)
+            matrix = decoded(response, x1.book)
+            self._dialect.extensions.read_versions(matrix.body)
             if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
@@ -425,6 +448,15 @@ def _pairs(query: Query | None) -> list[tuple[str, str]]:
     """Query parameters as pairs."""
     pairs = query.items() if isinstance(query, Mapping) else query or ()
     return [(name, each) for name, value in pairs for each in ([value] if isinstance(value, str) else value)]
+
+
+def _raw(channel: Channel, request: CoapRequest) -> CoapRequest:
+    """A request of the caller's own on an association: it says itself whose it is, and that it is not of x1."""
+    if ACCESS_TOKEN in request.options:
+        channel.sticky.carry_always()
+    if channel.sticky.x1.book is None or X1 in request.options or X1_WRITTEN in request.options:
+        return request
+    return attrs.evolve(request, options=request.options.with_option(X1, b""))
 
 
 def _errcode(response: MatrixResponse) -> object:

@@ -15,6 +15,7 @@ from synapse_lb.client.errors import BadRequest, ClientError, RequestFailed
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
+from synapse_lb.msc3079.x1 import AliasBook
 
 if TYPE_CHECKING:
     from synapse_lb.client.channel import Channel
@@ -32,10 +33,12 @@ class Incoming:
     Attributes:
         response: whole.
         last: whether it is a response without Observe, after which nothing comes.
+        book: the aliases of its association, if its body may be of x1.
     """
 
     response: CoapResponse
     last: bool
+    book: AliasBook | None = None
 
 
 class Registration:
@@ -136,12 +139,21 @@ class Registration:
     def notified(self, response: CoapResponse) -> None:
         """Take a whole notification."""
         self.channel.sticky.notified(self.carried)
+        self._learn(response)
+        self._deliver(Incoming(response, last=False, book=self.channel.sticky.x1.book))
+
+    def _learn(self, response: CoapResponse) -> None:
         self._dialect.learn(response)
-        self._deliver(Incoming(response, last=False))
+        self.channel.sticky.x1.answered(self.carried.words, self.carried.definitions, response)
 
     def answered(self, response: CoapResponse) -> None:
         """Take a response without Observe, which is the last."""
         sticky, carried = self.channel.sticky, self.carried
+        if sticky.x1.refused(carried.words, response):
+            sticky.unsent(carried)
+            self._finish()
+            self._fail(RegisterAgain("the server does not have x1"))
+            return
         if response.code == Code.BAD_OPTION and carried.key_version is not None:
             sticky.key_version_refused(carried)
             self._dialect.key_version = None
@@ -150,7 +162,7 @@ class Registration:
             return
         unauthorized = response.code == Code.UNAUTHORIZED
         sticky.answered(carried, unauthorized=unauthorized)
-        self._dialect.learn(response)
+        self._learn(response)
         self._finish()
         if self._request is not None and self._dialect.refused(self._request, response):
             self._fail(RegisterAgain("the server does not compress"))
@@ -158,7 +170,7 @@ class Registration:
             # The server may have forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:
-            self._deliver(Incoming(response, last=True))
+            self._deliver(Incoming(response, last=True, book=sticky.x1.book))
 
     def failed(self, error: ClientError) -> None:
         """Take the end of the exchange or of the association."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, quote_from_bytes
 
@@ -18,6 +19,7 @@ from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
+from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
 from synapse_lb.msc3079.options import (
@@ -41,9 +43,33 @@ from synapse_lb.msc3079.options import (
 )
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.msc3079.x1 import AliasBook, X1Error, expand_path
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
+
+
+@attrs.frozen
+class Answer:
+    """A whole CoAP response.
+
+    Attributes:
+        code: Of the response.
+        options: In number order.
+        payload: The whole body.
+        definitions: Numbers of the aliases that it defines (x1): they may stand alone once it has been read.
+    """
+
+    code: int
+    options: list[tuple[int, bytes]] = attrs.field(factory=list)
+    payload: bytes = attrs.field(default=b"", repr=False)
+    definitions: tuple[int, ...] = ()
+
+    @property
+    def triple(self) -> CoapTriple:
+        """Code, options, payload."""
+        return self.code, self.options, self.payload
+
 
 _UNRECOGNIZED: Final = "M_UNRECOGNIZED"
 _INVALID_PARAM: Final = "M_INVALID_PARAM"
@@ -59,6 +85,8 @@ _BEARER: Final = b"bearer "
 
 SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 """Simplified sliding sync (MSC4186): a POST that changes nothing, so that FETCH (RFC 8132) stands for it too."""
+
+_SLIDING_SYNC: Final = tuple(SLIDING_SYNC_PATH.decode().split("/")[1:])
 
 
 @attrs.frozen
@@ -112,37 +140,50 @@ def decode_request(
 def _decode_request(
     code: int, pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState, limits: MappingLimits
 ) -> MatrixRequest:
+    extension = read_extension(pairs, sticky)
     token = first(pairs, ACCESS_TOKEN)
     if token is not None:
         sticky.token = _read_token(token, limits.max_token_length)
     key_version = first_uint(pairs, KEY_VERSION)
     if key_version is not None:
         sticky.announced_key_version = _check_key_version(key_version)
-    _check_critical(pairs)
-    path_values = [value for number, value in pairs if number == URI_PATH]
-    method = _read_method(code, path_values)
-    segments = _read_segments(path_values)
+    _check_critical(pairs, sticky)
+    method, segments = _read_target(
+        code, [value for number, value in pairs if number == URI_PATH], extension.book
+    )
     query = _read_query([value for number, value in pairs if number == URI_QUERY])
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
-    if payload:
-        content_format = first_uint(pairs, CONTENT_FORMAT)
+    content_format = first_uint(pairs, CONTENT_FORMAT)
+    if payload and content_format is None and extension.book is not None:
+        body = read_x1_body(payload, extension.book, limits.max_depth, limits.max_inflated)
+    elif payload:
         content = read_body(payload, content_format, limits.max_depth, limits.max_inflated)
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
-    reply = _reply_format(accept or body_format, sticky, segments)
+    if extension.book is None or accept is not None:
+        reply = _reply_format(accept or body_format, sticky, segments)
+    else:
+        secret = takes_or_gives_secrets(segments)
+        reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
     return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
 
 
-def _read_method(code: int, path_values: list[bytes]) -> str:
-    """The HTTP method. FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing."""
-    if code == codes.FETCH and path_values == SLIDING_SYNC_PATH.split(b"/")[1:]:
-        code = codes.POST
+def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
+    """The HTTP method, and the segments of the whole path.
+
+    FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing.
+    """
     method = codes.CODE_TO_METHOD.get(code)
-    if method is None:
-        raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
-    return method
+    if method is not None:
+        return method, _read_segments(values, book)
+    if code == codes.FETCH:
+        with suppress(MappingError):
+            segments = _read_segments(values, book)
+            if segments == _SLIDING_SYNC:
+                return "POST", segments
+    raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
 
 
 def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:
@@ -181,21 +222,28 @@ def _check_key_version(version: int) -> int:
     return version
 
 
-def _check_critical(pairs: list[tuple[int, bytes]]) -> None:
+def _check_critical(pairs: list[tuple[int, bytes]], sticky: StickyState) -> None:
     """RFC 7252 section 5.4.1: a critical option that nobody serves is an error, never ignored."""
     for number, _ in pairs:
+        if number == X1_WRITTEN and sticky.allows_x1:
+            continue
         if number & 1 and number not in HANDLED_CRITICAL:
             raise MappingError(codes.BAD_OPTION, _UNRECOGNIZED, f"CoAP option {number} is not supported")
 
 
-def _read_segments(values: list[bytes]) -> tuple[str, ...]:
+def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ...]:
     """Uri-Path values -> segments of the whole path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
     try:
-        segments = paths_v1.expand([value.decode("utf-8") for value in values])
+        if book is None:
+            segments = paths_v1.expand([value.decode("utf-8") for value in values])
+        else:
+            segments = expand_path(values, book)
     except UnicodeDecodeError:
         raise _no_such_path("Uri-Path is not UTF-8") from None
     except UnknownPathError as error:
         raise _no_such_path(str(error)) from None
+    except X1Error as error:
+        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, str(error)) from None
     if "." in segments or ".." in segments:
         raise _no_such_path("Uri-Path may be neither . nor ..")
     is_client_api = len(segments) > 2 and segments[:2] == ("_matrix", "client")
@@ -252,6 +300,11 @@ def _reply_format(
 
 def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState) -> ReplyFormat:
     """How to answer a request that could not be read: as it asks, or in its own format, or else in CBOR."""
+    if first_uint(pairs, ACCEPT) not in FORMATS:
+        with suppress(MappingError):
+            extension = read_extension(pairs, sticky)
+            if extension.book is not None:
+                return ReplyFormat(x1=extension.book)
     body_format = first_uint(pairs, CONTENT_FORMAT)
     if payload and body_format is None:
         body_format = sniff(payload)
@@ -262,6 +315,11 @@ def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyS
 
 
 def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
+    """Write an answer; see `encode_answer`."""
+    return encode_answer(response, reply).triple
+
+
+def encode_answer(response: MatrixResponse, reply: ReplyFormat) -> Answer:
     """Write an answer.
 
     A status that can have a body always gets one: `{}` for an empty success, a Matrix error for an
@@ -273,23 +331,31 @@ def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
         reply: From the request.
 
     Returns:
-        Code, options, payload. 5.00 with M_UNKNOWN if the body is no JSON value.
+        5.00 with M_UNKNOWN if the body is no JSON value.
     """
     code = codes.status_to_code(response.status)
-    if response.status in codes.BODILESS_STATUSES:
-        return code, [], b""
+    if response.status in codes.BODILESS_STATUSES or (reply.brief and code >> 5 == 2):
+        return Answer(code)
     body = response.body
     if body is NO_BODY:
         body = _default_body(response.status, code)
     try:
-        content_format, payload = write_body(body, reply)
+        answer = _write(code, body, reply)
     except CborError:
-        code = codes.INTERNAL_SERVER_ERROR
-        content_format, payload = write_body(_error_body("M_UNKNOWN", "The answer cannot be written"), reply)
-    options = [(CONTENT_FORMAT, encode_uint(content_format))]
-    if code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
-        options += _max_age(response)
-    return code, options, payload
+        answer = _write(
+            codes.INTERNAL_SERVER_ERROR, _error_body("M_UNKNOWN", "The answer cannot be written"), reply
+        )
+    if answer.code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
+        answer.options.extend(_max_age(response))
+    return answer
+
+
+def _write(code: int, body: Any, reply: ReplyFormat) -> Answer:
+    if reply.x1 is not None:
+        encoded = write_x1_body(body, reply.x1, secret=reply.secret, lossy=True)
+        return Answer(code, [], encoded.data, encoded.definitions)
+    content_format, payload = write_body(body, reply)
+    return Answer(code, [(CONTENT_FORMAT, encode_uint(content_format))], payload)
 
 
 def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapTriple:
@@ -300,8 +366,7 @@ def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapT
         reply: How to write it; by default as the error itself says, or else in CBOR with text keys.
     """
     reply = reply or error.reply or ReplyFormat()
-    content_format, payload = write_body(_error_body(error.errcode, error.message), reply)
-    return error.code, [(CONTENT_FORMAT, encode_uint(content_format))], payload
+    return _write(error.code, _error_body(error.errcode, error.message), reply).triple
 
 
 def _error_body(errcode: str, message: str) -> dict[str, str]:
