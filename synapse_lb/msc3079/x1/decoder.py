@@ -11,11 +11,20 @@ from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.aliases import AliasBook
 from synapse_lb.msc3079.x1.errors import TooLargeError, UnknownAliasError, X1Error
 from synapse_lb.msc3079.x1.keys import INTEGER_TO_KEY
+from synapse_lb.msc3079.x1.templates import NO_DEFAULT, TEMPLATES
 from synapse_lb.msc3079.x1.values import SIMPLE_TO_VALUE, TIME_START, Kind, Simple
 
 _BYTES: Final = 0x40
 _SIMPLE: Final = 0xE0
 _LONG_SIMPLE: Final = 0xF8
+_UNDEFINED: Final = 0xF7
+_ARRAY_OF_ONE: Final = cbor.ARRAY | 1
+
+_ABSENT: Final = object()
+"""What an undefined value is until its template is filled."""
+
+_DEFAULT_COST: Final = 64
+"""What a default counts for among the characters that references stand for."""
 
 
 class X1Parser(cbor.Parser):
@@ -37,6 +46,7 @@ class X1Parser(cbor.Parser):
         self._positions: texts.Positions = ()
         self._time = TIME_START
         self._present: int | None = None
+        self._absent = 0
         self.definitions: dict[int, str] = {}
 
     def _key(self, initial: int, position: int) -> tuple[str, int]:
@@ -65,7 +75,51 @@ class X1Parser(cbor.Parser):
         if _SIMPLE <= initial < _SIMPLE + 20 or initial == _LONG_SIMPLE:
             number, position = self._simple_number(initial, position)
             return self._simple(number), position
+        if initial == _UNDEFINED:
+            self._absent += 1
+            return _ABSENT, position
         return super()._scalar(initial, position)
+
+    # Templates
+
+    def _tag(self, initial: int, position: int) -> tuple[int, int, int]:
+        tag, position = self._argument(initial, position)
+        if tag >= len(TEMPLATES):
+            raise X1Error("A tag that x1 does not have", well_formed=True)
+        inner = self._data[position]
+        if cbor.ARRAY <= inner < cbor.MAP:
+            return tag, inner, position + 1
+        if cbor.MAP <= inner < cbor.SIMPLE_OR_FLOAT:
+            raise X1Error(
+                "A template that is filled with neither an array nor a single value", well_formed=True
+            )
+        return tag, _ARRAY_OF_ONE, position
+
+    def _tagged(self, tag: int, value: Any) -> Any:
+        template = TEMPLATES[tag]
+        if len(value) > len(template):
+            raise X1Error("A template with too many values", well_formed=True)
+        self._absent -= sum(given is _ABSENT for given in value)
+        value += [_ABSENT] * (len(template) - len(value))
+        filled: dict[str, Any] = {}
+        for (key, default), given in zip(template, value, strict=True):
+            if given is not _ABSENT:
+                filled[key] = given
+            elif default is not NO_DEFAULT:
+                self._expand(_DEFAULT_COST)
+                filled[key] = _copy(default)
+        return filled
+
+    def run(self, max_depth: int) -> tuple[Any, int]:
+        """As `cbor.Parser.run`.
+
+        Raises:
+            X1Error: a value is undefined outside a template, among others.
+        """
+        value, end = super().run(max_depth)
+        if self._absent:
+            raise X1Error("A value that is undefined", well_formed=True)
+        return value, end
 
     def _simple_number(self, initial: int, position: int) -> tuple[int, int]:
         if initial != _LONG_SIMPLE:
@@ -82,6 +136,17 @@ class X1Parser(cbor.Parser):
         if type(value) is not str:
             raise X1Error("A parameter that is no text", well_formed=True)
         return value, position
+
+    def pair(self, position: int) -> tuple[str, str, int]:
+        """One name and value of a query, and the position behind it."""
+        initial = self._data[position]
+        name, position = self._key(initial, position + 1)
+        initial = self._data[position]
+        if initial & cbor.MAJOR == cbor.UNSIGNED:
+            number, position = self._argument(initial, position + 1)
+            return name, str(number), position
+        value, position = self.parameter(position)
+        return name, value, position
 
     # Byte strings
 
@@ -172,6 +237,13 @@ class X1Parser(cbor.Parser):
         if not cbor.MIN_INTEGER <= value <= cbor.MAX_INTEGER:
             raise X1Error("Integer outside 64 bits", well_formed=True)
         return value
+
+
+def _copy(default: Any) -> Any:
+    """A default as a value of its own."""
+    if type(default) is dict:
+        return {key: _copy(value) for key, value in default.items()}
+    return list(default) if type(default) is list else default
 
 
 def _utf8(content: texts.Reader) -> str:

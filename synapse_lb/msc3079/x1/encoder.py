@@ -11,7 +11,9 @@ from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.aliases import AliasBook, AliasKind
-from synapse_lb.msc3079.x1.keys import KEY_TO_INTEGER, SHORT_KEYS
+from synapse_lb.msc3079.x1.keys import KEY_TO_INTEGER
+from synapse_lb.msc3079.x1.plans import Form, Plan, is_default, plan
+from synapse_lb.msc3079.x1.templates import NO_DEFAULT
 from synapse_lb.msc3079.x1.values import (
     FIRST_TIME,
     LAST_TIME,
@@ -23,8 +25,15 @@ from synapse_lb.msc3079.x1.values import (
 
 _BYTES: Final = 0x40
 
-_SHORT: Final = {key: cbor.head(cbor.NEGATIVE, index) for index, key in enumerate(SHORT_KEYS)}
-_KEYS: Final = {key: cbor.head(cbor.UNSIGNED, integer) for key, integer in KEY_TO_INTEGER.items()} | _SHORT
+_KEYS: Final = {
+    key: cbor.head(cbor.NEGATIVE, -1 - integer) if integer < 0 else cbor.head(cbor.UNSIGNED, integer)
+    for key, integer in KEY_TO_INTEGER.items()
+}
+
+_UNDEFINED: Final = b"\xf7"
+
+_ABSENT: Final = object()
+"""What stands in the items for a value that a template leaves out."""
 
 
 def simple(number: int) -> bytes:
@@ -47,12 +56,18 @@ _ALIASED_KEYS: Final = {
 
 _SHORTEST_BASE64: Final = 16
 
+_MOST_NEW: Final = {AliasKind.ROOM: 32, AliasKind.USER: 16, AliasKind.DEVICE: 16}
+"""Definitions of each kind in one body: a first sync must not use up the numbers on rooms where nothing happens."""
+
 _AGE: Final = "age"
 
 _SAME_AGE: Final = simple(Simple.SAME_AGE)
 
-Items = Iterator["tuple[str | None, Any]"]
-"""What is still to be written of a map or, without keys, of an array."""
+_BARE: Final = frozenset({str, int, float, bool})
+"""Types of values that may stand behind a tag alone, without an array around them."""
+
+Items = Iterator["tuple[str | None, str | None, Any]"]
+"""What is still to be written of a map or an array: the key to be written, the key that a value has, the value."""
 
 
 class X1Encoder(cbor.Encoder):
@@ -66,12 +81,14 @@ class X1Encoder(cbor.Encoder):
     def __init__(self, book: AliasBook | None, lossy: bool) -> None:
         super().__init__({}, True, lossy)
         self._book = book
-        self._texts: dict[str, bytes] = dict(_VALUES)
+        self._texts: dict[str, bytes] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
         self._packed = 0
         self._tail = bytearray()
         self._positions: texts.Positions = ()
         self._time = TIME_START
         self._present: int | None = None
+        self._new = dict.fromkeys(AliasKind, 0)
         self.definitions: list[int] = []
 
     @property
@@ -84,14 +101,14 @@ class X1Encoder(cbor.Encoder):
         pieces: list[bytes] = []
         add = pieces.append
         stack: list[Items] = []
-        items: Items = iter(((None, value),))
+        items: Items = iter(((None, None, value),))
         while True:
-            for key, item in items:
-                if key is not None:
-                    add(_KEYS.get(key) or self._text_key(key))
+            for written, key, item in items:
+                if written is not None:
+                    add(_KEYS.get(written) or self._text_key(written))
                 kind = type(item)
                 if kind is str:
-                    add(self._texts.get(item) or self._text(item, key))
+                    add(_VALUES.get(item) or self._texts.get(item) or self._text(item, key))
                 elif kind is dict or kind is list:
                     stack.append(items)
                     if len(stack) > cbor.MAX_ENCODE_DEPTH:
@@ -107,10 +124,12 @@ class X1Encoder(cbor.Encoder):
                 elif item is None:
                     add(cbor.NULL)
                 elif kind is float:
-                    add(self._real(item))
+                    add(self._float(item))
+                elif item is _ABSENT:
+                    add(_UNDEFINED)
                 else:
                     stack.append(items)
-                    items = iter(((None, cbor.plain_value(item)),))
+                    items = iter(((None, key, cbor.plain_value(item)),))
                     break
             else:
                 if not stack:
@@ -121,13 +140,32 @@ class X1Encoder(cbor.Encoder):
 
     def _array(self, items: list[Any], add: Callable[[bytes], None]) -> Items:
         add(cbor.head(cbor.ARRAY, len(items)))
-        return zip(repeat(None), items)
+        return zip(repeat(None), repeat(None), items)
 
     def _map(self, items: dict[Any, Any], add: Callable[[bytes], None]) -> Items:
-        if any(type(key) is not str for key in items):
-            return self._map({cbor.text_key(key): value for key, value in items.items()}, add)
+        keys = tuple(items)
+        how = self._plans.get(keys)
+        if how is None:
+            if any(type(key) is not str for key in keys):
+                return self._map({cbor.text_key(key): value for key, value in items.items()}, add)
+            how = self._plans[keys] = plan(keys)
+        if how.forms and (found := _best(how, items)) is not None:
+            form, count = found
+            add(form.head)
+            first = form.fields[0][0]
+            if count > 1 or first is None or type(items[first]) not in _BARE:
+                add(cbor.head(cbor.ARRAY, count))
+            return self._filled(form, count, items)
         add(cbor.head(cbor.MAP, len(items)))
-        return iter([(key, items[key]) for key in sorted(items, key=_key_order)])
+        return iter([(key, key, items[key]) for key in how.keys])
+
+    def _filled(self, form: Form, count: int, items: dict[str, Any]) -> Items:
+        """The values of a template, in its order."""
+        for key, default in form.fields[:count]:
+            if key is None or (default is not NO_DEFAULT and is_default(items[key], default)):
+                yield None, None, _ABSENT
+            else:
+                yield None, key, items[key]
 
     # Scalars
 
@@ -140,17 +178,21 @@ class X1Encoder(cbor.Encoder):
             present = self._time + value
             if present == self._present:
                 return _SAME_AGE
-            self._tail += texts.varint(texts.zigzag(present - (self._present or self._time)))
+            before = self._time if self._present is None else self._present
+            self._tail += texts.varint(texts.zigzag(present - before))
             self._present = present
             return simple(Simple.AGE)
         return self._integer(value)
 
-    def _real(self, value: float) -> bytes:
-        return self._float(value)
-
     def _text_key(self, key: str) -> bytes:
         """A key that is not in the table."""
-        return self._texts.get(key) or self._aliased(key, None) or self._inline(key) or self._plain(key)
+        return (
+            _VALUES.get(key)
+            or self._texts.get(key)
+            or self._aliased(key, None)
+            or self._inline(key)
+            or self._plain(key)
+        )
 
     def _text(self, text: str, key: str | None) -> bytes:
         """A value that has no bytes yet."""
@@ -167,17 +209,20 @@ class X1Encoder(cbor.Encoder):
         if self._book is None:
             return None
         number = self._book.reference(text)
+        if number is not None:
+            encoded = self._texts[text] = byte_string(bytes((number,)))
+            return encoded
+        kind = _alias_kind(text) if kind is None else kind
+        if kind is None or self._new[kind] >= _MOST_NEW[kind]:
+            return None
+        number = self._book.definition(text, kind)
         if number is None:
-            kind = _alias_kind(text) if kind is None else kind
-            number = None if kind is None else self._book.definition(text, kind)
-            if number is None:
-                return None
-            self.definitions.append(number)
-            content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
-            self._texts[text] = byte_string(bytes((number,)))
-            return byte_string(bytes((Kind.DEFINITION, number)) + content)
-        encoded = self._texts[text] = byte_string(bytes((number,)))
-        return encoded
+            return None
+        self._new[kind] += 1
+        self.definitions.append(number)
+        content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
+        self._texts[text] = byte_string(bytes((number,)))
+        return byte_string(bytes((Kind.DEFINITION, number)) + content)
 
     def _inline(self, text: str) -> bytes | None:
         """A packed text as a byte string."""
@@ -210,9 +255,31 @@ class X1Encoder(cbor.Encoder):
         """The parameters of a path: texts one after the other, all of them inline."""
         return b"".join([self._text_key(value) for value in values])
 
+    def query(self, pairs: Iterable[tuple[str, str]]) -> bytes:
+        """The parameters of a query: names and values in turn. Decimal numbers are integers."""
+        pieces: list[bytes] = []
+        for name, value in pairs:
+            pieces.append(_KEYS.get(name) or self._text_key(name))
+            number = texts.decimal(value)
+            pieces.append(self._text_key(value) if number is None else cbor.head(cbor.UNSIGNED, number))
+        return b"".join(pieces)
 
-def _key_order(key: str) -> tuple[int, str]:
-    return KEY_TO_INTEGER.get(key, 1 << 16), key
+
+def _best(how: Plan, items: dict[str, Any]) -> tuple[Form, int] | None:
+    """The template with the fewest values for a map, and how many of its values are to be written."""
+    best: tuple[int, Form, int] | None = None
+    for form in how.forms:
+        count = len(form.fields)
+        while count > 1 and _goes_without_saying(form.fields[count - 1], items):
+            count -= 1
+        if best is None or count < best[0]:
+            best = (count, form, count)
+    return None if best is None else best[1:]
+
+
+def _goes_without_saying(field: tuple[str | None, Any], items: dict[str, Any]) -> bool:
+    key, default = field
+    return key is None or (default is not NO_DEFAULT and is_default(items[key], default))
 
 
 def _alias_kind(text: str) -> AliasKind | None:

@@ -186,6 +186,14 @@ _TOPOLOGICAL: Final = 0x80
 _RELATIVE: Final = 0x40
 _COUNT: Final = 0x3F
 
+_DECIMAL: Final = re.compile(_NUMBER, re.ASCII)
+
+
+def decimal(text: str) -> int | None:
+    """The number that a text is, or None if it is not exactly how a number below 10**18 is written."""
+    return int(text) if _DECIMAL.fullmatch(text) else None
+
+
 Positions = tuple[int, ...]
 """The stream positions of a token, in its order, without the topological one of a `t` token."""
 
