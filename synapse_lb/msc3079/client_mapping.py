@@ -34,7 +34,7 @@ from synapse_lb.msc3079.options import (
     first_uint,
 )
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
-from synapse_lb.msc3079.x1 import X1_VERSION, AliasBook, compress_path
+from synapse_lb.msc3079.x1 import X1_VERSION, AliasBook, compress_path, compress_query
 
 RESPONSE_MAX_DEPTH: Final = 1000
 """Nested arrays and maps that an answer may have: as much as Python's JSON, so that an event which
@@ -160,20 +160,21 @@ def encode_x1_request(
     definitions: tuple[int, ...] = ()
     try:
         written = compress_path(segments, book)
+        asked = compress_query(_write_query(raw_query, query), book)
         if body is not NO_BODY:
             encoded = write_x1_body(body, book, secret=takes_or_gives_secrets(segments), lossy=False)
             payload, definitions = encoded.data, encoded.definitions
     except CborError as error:
         raise _unsendable(str(error)) from None
     options = [(URI_PATH, _fit(value, "path segment")) for value in written.values]
-    options += [(URI_QUERY, part) for part in _write_query(raw_query, query)]
+    options += [(URI_QUERY, value) for value in asked.values]
     if token is not None:
         options.append((ACCESS_TOKEN, _write_token(token)))
     if announce:
         options.append((X1_WRITTEN, encode_uint(X1_VERSION)))
     if brief:
         options.append((X1_BRIEF, b""))
-    return X1Request(code, options, payload, (*written.definitions, *definitions))
+    return X1Request(code, options, payload, (*written.definitions, *asked.definitions, *definitions))
 
 
 def _unsendable(message: str) -> MappingError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, quote_from_bytes
@@ -43,7 +43,7 @@ from synapse_lb.msc3079.options import (
 )
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
-from synapse_lb.msc3079.x1 import AliasBook, X1Error, expand_path
+from synapse_lb.msc3079.x1 import AliasBook, expand_path, expand_query
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
@@ -151,7 +151,7 @@ def _decode_request(
     method, segments = _read_target(
         code, [value for number, value in pairs if number == URI_PATH], extension.book
     )
-    query = _read_query([value for number, value in pairs if number == URI_QUERY])
+    query = _read_query(_query_values(pairs, extension.book))
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
@@ -242,7 +242,7 @@ def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ..
         raise _no_such_path("Uri-Path is not UTF-8") from None
     except UnknownPathError as error:
         raise _no_such_path(str(error)) from None
-    except X1Error as error:
+    except CborError as error:
         raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, str(error)) from None
     if "." in segments or ".." in segments:
         raise _no_such_path("Uri-Path may be neither . nor ..")
@@ -261,7 +261,17 @@ def _no_such_path(message: str) -> MappingError:
     return MappingError(codes.NOT_FOUND, _UNRECOGNIZED, message)
 
 
-def _read_query(values: list[bytes]) -> bytes:
+def _query_values(pairs: list[tuple[int, bytes]], book: AliasBook | None) -> Sequence[bytes]:
+    values = [value for number, value in pairs if number == URI_QUERY]
+    if book is None:
+        return values
+    try:
+        return expand_query(values, book)
+    except CborError as error:
+        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, str(error)) from None
+
+
+def _read_query(values: Sequence[bytes]) -> bytes:
     """Uri-Query values, each `name=value` or `name`, -> query string.
 
     Literal as RFC 7252 section 6.4 has it, in which percent-encoding is undone before an option is

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, Type
@@ -24,9 +25,9 @@ Parts = tuple[Type, int, int, list[tuple[int, bytes]], bytes]
 class WireGateway(Gateway):
     """Keeps the messages of both directions, in their order."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, **settings: Any) -> None:
         self.messages: list[Message] = []
-        super().__init__(dispatcher, clock=REACTOR, random=random.Random(1))
+        super().__init__(dispatcher, clock=REACTOR, random=random.Random(1), **settings)
 
     def message_received(self, association_id: int, data: bytes) -> None:
         self.messages.append(Message.decode(data))
