@@ -5,8 +5,8 @@
 
 Starts a throw-away Synapse, walks through the Client-Server API with a few people in a few rooms, and writes every
 request and answer as one line of JSON: `{"method", "path", "request", "status", "answer"}`. From such a corpus come
-x1's tables of keys and values (`tools.x1_tables`) and its dictionary (`tools.x1_dictionary`). Texts and keys follow from
-the seed; ids and times are Synapse's.
+x1's tables of keys and values (`tools.x1_tables`) and its dictionary (`tools.x1_dictionary`). Texts and keys follow
+from the seed; ids and times are Synapse's.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.extension import X1, X1_WRITTEN
+from synapse_lb.msc3079.extension import UNKNOWN_ALIAS, X1, X1_WRITTEN
 from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
@@ -397,6 +397,7 @@ class LowBandwidthClient:
         return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
+        repeated = False
         while True:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
@@ -427,7 +428,10 @@ class LowBandwidthClient:
             self._dialect.learn(response)
             if self._dialect.refused(request, response):
                 continue
-            matrix = decoded(response, x1.book)
+            matrix = decoded(response, x1)
+            if carried.words.are_x1 and _errcode(matrix) == UNKNOWN_ALIAS and not repeated:
+                repeated = True
+                continue
             self._dialect.extensions.read_versions(matrix.body)
             if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.

@@ -126,6 +126,13 @@ class X1Sender:
             # Perhaps the server does not know an alias that it should.
             self.aliases.forget_known()
 
+    def unreadable(self) -> None:
+        """Take note of an answer that cannot be read: perhaps the server takes an alias for known that is not.
+
+        The next request says again that it is of x1; then the server defines its aliases anew.
+        """
+        self._knows = False
+
     def refused(self, words: Words, response: CoapResponse) -> bool:
         """Take note of a 4.02 to a request that said that it is of x1.
 

@@ -355,7 +355,7 @@ class Observation:
 
     async def _process(self, incoming: Incoming) -> None:
         """Have a notification processed, unless it was before."""
-        read = self._subject.read(incoming.response, incoming.book)
+        read = self._subject.read(incoming.response, incoming.x1)
         if read is NO_BODY:
             return
         place = self._subject.place(read)
@@ -433,7 +433,7 @@ class Observation:
 
 def _matrix(incoming: Incoming) -> MatrixResponse | None:
     try:
-        return decoded(incoming.response, incoming.book)
+        return decoded(incoming.response, incoming.x1)
     except BadResponse:
         return None
 

@@ -15,11 +15,11 @@ from synapse_lb.client.errors import BadRequest, ClientError, RequestFailed
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
-from synapse_lb.msc3079.x1 import AliasBook
 
 if TYPE_CHECKING:
     from synapse_lb.client.channel import Channel
     from synapse_lb.client.dialect import Dialect
+    from synapse_lb.client.extension import X1Sender
 
 
 class RegisterAgain(ClientError):
@@ -33,12 +33,12 @@ class Incoming:
     Attributes:
         response: whole.
         last: whether it is a response without Observe, after which nothing comes.
-        book: the aliases of its association, if its body may be of x1.
+        x1: what its association uses of it.
     """
 
     response: CoapResponse
     last: bool
-    book: AliasBook | None = None
+    x1: X1Sender | None = None
 
 
 class Registration:
@@ -140,7 +140,7 @@ class Registration:
         """Take a whole notification."""
         self.channel.sticky.notified(self.carried)
         self._learn(response)
-        self._deliver(Incoming(response, last=False, book=self.channel.sticky.x1.book))
+        self._deliver(Incoming(response, last=False, x1=self.channel.sticky.x1))
 
     def _learn(self, response: CoapResponse) -> None:
         self._dialect.learn(response)
@@ -170,7 +170,7 @@ class Registration:
             # The server may have forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:
-            self._deliver(Incoming(response, last=True, book=sticky.x1.book))
+            self._deliver(Incoming(response, last=True, x1=sticky.x1))
 
     def failed(self, error: ClientError) -> None:
         """Take the end of the exchange or of the association."""

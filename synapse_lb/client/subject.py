@@ -15,10 +15,10 @@ from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.observe import DEREGISTER, REGISTER
 from synapse_lb.coap.options import encode_uint
 from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response
-from synapse_lb.msc3079.x1 import AliasBook
 
 if TYPE_CHECKING:
     from synapse_lb.client.dialect import Dialect
+    from synapse_lb.client.extension import X1Sender
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -116,12 +116,12 @@ class Subject(Protocol):
             BadRequest: it cannot be sent over CoAP.
         """
 
-    def read(self, response: CoapResponse, book: AliasBook | None) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """What the handler gets; `NO_BODY` for a notification that says nothing.
 
         Args:
             response: whole.
-            book: the aliases of its association, if its body may be of x1.
+            x1: what its association uses of it.
 
         Raises:
             BadResponse: it cannot be read.
@@ -159,9 +159,9 @@ class MatrixSubject:
         options = request.options.with_uint(OptionNumber.OBSERVE, asking.observe)
         return attrs.evolve(request, code=code, options=options)
 
-    def read(self, response: CoapResponse, book: AliasBook | None) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """See `Subject`."""
-        return decoded(response, book).body
+        return decoded(response, x1).body
 
     def place(self, read: Any) -> str | None:
         """See `Subject`."""
@@ -212,7 +212,7 @@ class RawSubject:
         options = options.replacing(OptionNumber.OBSERVE, encode_uint(asking.observe))
         return attrs.evolve(self.template, options=options)
 
-    def read(self, response: CoapResponse, book: AliasBook | None) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """See `Subject`."""
         return response
 
@@ -230,19 +230,22 @@ def _name(argument: bytes) -> str:
     return argument.partition(b"=")[0].decode("utf-8", "replace")
 
 
-def decoded(response: CoapResponse, book: AliasBook | None = None) -> MatrixResponse:
+def decoded(response: CoapResponse, x1: X1Sender | None = None) -> MatrixResponse:
     """The Matrix answer that a response carries.
 
     Args:
         response: whole.
-        book: the aliases of its association, if its body may be of x1.
+        x1: what its association uses of it.
 
     Raises:
         BadResponse: it carries none.
     """
     try:
+        book = None if x1 is None else x1.book
         return decode_response(response.code, response.options, response.payload, book=book)
     except MappingError as error:
+        if x1 is not None:
+            x1.unreadable()
         raise BadResponse(error.message, response.code) from error
 
 

@@ -25,6 +25,7 @@ from synapse_lb.msc3079.x1 import (
     Encoded,
     Side,
     TooLargeError,
+    UnknownAliasError,
     decode_body,
     encode_body,
 )
@@ -37,6 +38,10 @@ X1_WRITTEN: Final = 65021
 
 X1_BRIEF: Final = 65052
 """Elective, empty: a success is to be answered without its body. For one request."""
+
+
+UNKNOWN_ALIAS: Final = "SYNAPSE_LB_UNKNOWN_ALIAS"
+"""Matrix error code: the request was not run, and may be repeated with its aliases defined anew."""
 
 
 @attrs.frozen
@@ -70,8 +75,11 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
     offered, written = first_uint(pairs, X1), first_uint(pairs, X1_WRITTEN)
     if written not in (None, X1_VERSION):
         raise MappingError(codes.BAD_OPTION, "M_INVALID_PARAM", "The only version of x1 here is 1")
-    if sticky.aliases is None and X1_VERSION in (offered, written):
-        sticky.aliases = AliasBook(Side.SERVER)
+    if X1_VERSION in (offered, written):
+        if sticky.aliases is None:
+            sticky.aliases = AliasBook(Side.SERVER)
+        # A client that says it once more may have met a reference that it does not know.
+        sticky.aliases.forget_known()
     if sticky.aliases is None or (offered == 0 and written is None):
         return _NONE
     return Extension(sticky.aliases, first(pairs, X1_BRIEF) is not None)
@@ -94,8 +102,19 @@ def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int)
     except TooLargeError as error:
         raise MappingError(codes.REQUEST_ENTITY_TOO_LARGE, "M_TOO_LARGE", str(error)) from None
     except CborError as error:
-        errcode = BAD_JSON if error.well_formed else NOT_JSON
-        raise MappingError(codes.BAD_REQUEST, errcode, str(error)) from None
+        raise x1_refusal(error, BAD_JSON if error.well_formed else NOT_JSON) from None
+
+
+def x1_refusal(error: CborError, errcode: str) -> MappingError:
+    """The answer to something of x1 that cannot be read.
+
+    Args:
+        error: What is wrong.
+        errcode: Matrix's name for it, unless an alias is unknown.
+    """
+    if isinstance(error, UnknownAliasError):
+        errcode = UNKNOWN_ALIAS
+    return MappingError(codes.BAD_REQUEST, errcode, str(error))
 
 
 def write_x1_body(value: Any, book: AliasBook, *, secret: bool, lossy: bool) -> Encoded:

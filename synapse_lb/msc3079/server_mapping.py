@@ -19,7 +19,7 @@ from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
-from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body
+from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
 from synapse_lb.msc3079.options import (
@@ -243,7 +243,7 @@ def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ..
     except UnknownPathError as error:
         raise _no_such_path(str(error)) from None
     except CborError as error:
-        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, str(error)) from None
+        raise x1_refusal(error, _INVALID_PARAM) from None
     if "." in segments or ".." in segments:
         raise _no_such_path("Uri-Path may be neither . nor ..")
     is_client_api = len(segments) > 2 and segments[:2] == ("_matrix", "client")
@@ -268,7 +268,7 @@ def _query_values(pairs: list[tuple[int, bytes]], book: AliasBook | None) -> Seq
     try:
         return expand_query(values, book)
     except CborError as error:
-        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, str(error)) from None
+        raise x1_refusal(error, _INVALID_PARAM) from None
 
 
 def _read_query(values: Sequence[bytes]) -> bytes:

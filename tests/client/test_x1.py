@@ -20,12 +20,14 @@ from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.extension import X1, X1_BRIEF, X1_WRITTEN
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.x1 import encode_body
+from synapse_lb.msc3079.x1.aliases import AliasKind
 from tests.client import test_observe_gateway as observe_gateway
 from tests.client.harness import REACTOR, LoopbackTestCase, PlainServer, Server
 from tests.client.test_wire import TEXT, TOKEN, WireGateway
 
 CLIENT = "/_matrix/client"
 ROOM = "!OGEhHVWSdvArJzumhm:example.org"
+OTHER_ROOM = "!zzjvQWYrNuCzexIPHl:example.org"
 SEND = f"{CLIENT}/v3/rooms/{ROOM}/send/m.room.message/"
 EVENT = {"event_id": "$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg"}
 CONTENT_60 = Options.of((OptionNumber.CONTENT_FORMAT, b"\x3c"))
@@ -253,6 +255,21 @@ class GatewayTests(X1TestCase):
         self.assertEqual((await self.send(client, 2)).body, EVENT)
         self.assertEqual(self.numbers()[4:], [set(), set()])
 
+    async def test_an_alias_that_the_server_does_not_know(self) -> None:
+        """It was not run, and is repeated with the definition."""
+        client = self.start(extensions="known")
+        await self.send(client)
+        channel = await client._keeper.ready()
+        book = channel.sticky.x1.aliases
+        book.confirm([book.definition(OTHER_ROOM, AliasKind.ROOM) or 0])
+        for transaction in (1, 2):
+            path = f"{CLIENT}/v3/rooms/{OTHER_ROOM}/send/m.room.message/{transaction}"
+            self.assertEqual((await client.request("PUT", path, json=TEXT, token=TOKEN)).body, EVENT)
+            self.assertEqual(self.dispatcher.requests[-1].path, path.encode())
+        codes = [each.code for each in self.gateway.messages[2:]]
+        put = Code.PUT
+        self.assertEqual(codes, [put, Code.BAD_REQUEST, put, Code.CONTENT, put, Code.CONTENT])
+
     async def test_the_server_forgets_the_token(self) -> None:
         client = self.start(extensions="known")
         answers = [await client.request("GET", CLIENT + "/v3/a", token="ended") for _ in range(2)]
@@ -302,3 +319,5 @@ class OtherServerTests(X1TestCase):
         handler.endpoint._responder._understood |= {X1_WRITTEN}
         client = self.make_client(self.start_server(handler), key_version=None, extensions="known")
         await self.assertFailure(Deferred.fromCoroutine(self.send(client)), BadResponse)
+        await self.assertFailure(Deferred.fromCoroutine(self.send(client)), BadResponse)
+        self.assertEqual([X1_WRITTEN in each.options for each in handler.requests], [True, True])

@@ -23,7 +23,8 @@ RESULT = {
 
 def messages() -> list[bytes]:
     """The messages of the document: in its blocks of code, two columns before what they mean, an empty line between."""
-    blocks = re.findall(r"^```\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    section = DOCUMENT.read_text().partition("\n## Sliding sync")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     texts = [text for block in blocks for text in block.split("\n\n")]
     lines = [[line.partition("   ")[0] for line in text.splitlines() if line[:1] != " "] for text in texts]
     return [bytes.fromhex("".join(each)) for each in lines]

@@ -9,7 +9,7 @@ from typing import Any, Final
 from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.aliases import AliasBook
-from synapse_lb.msc3079.x1.errors import TooLargeError, UnknownAliasError, X1Error
+from synapse_lb.msc3079.x1.errors import AliasError, TooLargeError, UnknownAliasError, X1Error
 from synapse_lb.msc3079.x1.keys import INTEGER_TO_KEY
 from synapse_lb.msc3079.x1.templates import NO_DEFAULT, TEMPLATES
 from synapse_lb.msc3079.x1.values import SIMPLE_TO_VALUE, TIME_START, Kind, Simple
@@ -178,10 +178,10 @@ class X1Parser(cbor.Parser):
         number = content.take(1)[0]
         text = self._content(content.take(1)[0], content)
         if self._book is None:
-            raise X1Error("A definition of an alias where there are none", well_formed=True)
+            raise AliasError("A definition of an alias where there are none", well_formed=True)
         self._book.check(number, text)
         if self.definitions.setdefault(number, text) != text:
-            raise X1Error("A second definition of an alias", well_formed=True)
+            raise AliasError("A second definition of an alias", well_formed=True)
         return text
 
     def _repetition(self, content: texts.Reader) -> str:

@@ -61,6 +61,8 @@ _MOST_NEW: Final = {AliasKind.ROOM: 32, AliasKind.USER: 16, AliasKind.DEVICE: 16
 
 _AGE: Final = "age"
 
+_TOKEN_STARTS: Final = frozenset("st0123456789")
+
 _SAME_AGE: Final = simple(Simple.SAME_AGE)
 
 _BARE: Final = frozenset({str, int, float, bool})
@@ -241,7 +243,7 @@ class X1Encoder(cbor.Encoder):
                 self._tail += texts.varint(len(raw))
             self._tail += raw
         else:
-            token = texts.pack_token(text, self._positions) if text[:1] in ("s", "t") else None
+            token = texts.pack_token(text, self._positions) if text[:1] in _TOKEN_STARTS else None
             if token is None:
                 return None
             form = Simple.TOKEN
@@ -329,5 +331,5 @@ def _inline_content(text: str) -> bytes | None:
     if found is not None:
         form, raw = found
         return bytes((_KINDS.get(form, Kind.BASE64),)) + raw
-    token = texts.pack_token(text, ()) if text[:1] in ("s", "t") else None
+    token = texts.pack_token(text, ()) if text[:1] in _TOKEN_STARTS else None
     return None if token is None else bytes((Kind.TOKEN,)) + token[0]

@@ -330,6 +330,9 @@ FURTHER_KEYS: Final[tuple[str, ...]] = (
     "org.matrix.label_based_filtering",
     "org.matrix.e2e_cross_signing",
     "org.matrix.simplified_msc3575",
+    "is_dm",
+    "avatar",
+    "range",
 )
 """-25 and on, downwards, in order: in two bytes, like those from 24 on."""
 

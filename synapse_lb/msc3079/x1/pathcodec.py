@@ -132,13 +132,15 @@ def expand_path(values: Sequence[bytes], book: AliasBook | None = None) -> tuple
         The segments of the full path.
 
     Raises:
-        UnknownPathError: there is no such code, or it has other parameters.
+        UnknownPathError: there is no such code, or it has other parameters, or a plain segment is not UTF-8.
         UnknownAliasError: it refers to an alias that is not in the book.
-        X1Error: the parameters cannot be read.
-        UnicodeDecodeError: a plain segment is not UTF-8.
+        CborError: the parameters cannot be read.
     """
     if not is_x1_path(values):
-        return paths_v1.expand([value.decode() for value in values])
+        try:
+            return paths_v1.expand([value.decode() for value in values])
+        except UnicodeDecodeError:
+            raise UnknownPathError("Uri-Path is not UTF-8") from None
     if len(values) != 1:
         raise UnknownPathError("An x1 path has one Uri-Path value")
     code, position = _read_code(values[0])

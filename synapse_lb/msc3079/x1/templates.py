@@ -145,5 +145,25 @@ TEMPLATES: Final[tuple[Template, ...]] = (
         Field("is"),
         Field("value"),
     ),  # 23: a condition of a push rule
+    (Field("pos"), Field("rooms"), Field("lists"), Field("extensions", {})),  # 24: answer to a sliding sync
+    (  # 25: a room in that
+        Field("timeline"),
+        Field("bump_stamp"),
+        Field("num_live"),
+        Field("prev_batch"),
+        Field("notification_count", 0),
+        Field("highlight_count", 0),
+        Field("limited"),
+        Field("joined_count"),
+        Field("invited_count"),
+        Field("required_state"),
+        Field("name"),
+        Field("initial"),
+        Field("avatar"),
+        Field("heroes"),
+        Field("is_dm"),
+    ),
+    (Field("count"), Field("ops", [])),  # 26: a list in that
+    (Field("range"), Field("room_ids"), Field("op", "SYNC")),  # 27: what of a list has changed
 )
 """By tag."""

@@ -180,11 +180,14 @@ def read_nibbles(reader: Reader, count: int) -> list[int]:
 # --- stream tokens ----------------------------------------------------------------------------------
 
 _NUMBER: Final = "(?:0|[1-9][0-9]{0,17})"
-_TOKEN: Final = re.compile(rf"(?:s|t({_NUMBER})-)({_NUMBER}(?:_{_NUMBER}){{0,62}})", re.ASCII)
+_TOKEN: Final = re.compile(
+    rf"(?:({_NUMBER})/)?(?:s|t({_NUMBER})-)({_NUMBER}(?:_{_NUMBER}){{0,30}})", re.ASCII
+)
 
 _TOPOLOGICAL: Final = 0x80
 _RELATIVE: Final = 0x40
-_COUNT: Final = 0x3F
+_CONNECTION: Final = 0x20
+_COUNT: Final = 0x1F
 
 _DECIMAL: Final = re.compile(_NUMBER, re.ASCII)
 
@@ -195,11 +198,11 @@ def decimal(text: str) -> int | None:
 
 
 Positions = tuple[int, ...]
-"""The stream positions of a token, in its order, without the topological one of a `t` token."""
+"""The stream positions of a token, in its order, without what stands before the `s` and between the `t` and the `-`."""
 
 
 def pack_token(text: str, previous: Positions) -> tuple[bytes, Positions] | None:
-    """Pack a token of Synapse's, `s72_4_0_1` or `t12-34_4_0_1`.
+    """Pack a token of Synapse's: `s72_4_0_1`, `t12-34_4_0_1` or, of sliding sync, `7/s72_4_0_1`.
 
     Args:
         text: The token, or something else.
@@ -211,12 +214,9 @@ def pack_token(text: str, previous: Positions) -> tuple[bytes, Positions] | None
     match = _TOKEN.fullmatch(text)
     if match is None:
         return None
-    positions = tuple(map(int, match[2].split("_")))
-    first = 0
-    leading: list[int] = []
-    if match[1] is not None:
-        first = _TOPOLOGICAL
-        leading.append(int(match[1]))
+    positions = tuple(map(int, match[3].split("_")))
+    first = (_CONNECTION if match[1] else 0) | (_TOPOLOGICAL if match[2] else 0)
+    leading = [int(number) for number in match.group(1, 2) if number]
     values: list[int] = list(positions)
     if len(previous) == len(positions):
         first |= _RELATIVE
@@ -234,7 +234,7 @@ def unpack_token(reader: Reader, previous: Positions) -> tuple[str, Positions]:
     """
     first = reader.take(1)[0]
     count = first & _COUNT
-    leading = 1 if first & _TOPOLOGICAL else 0
+    leading = (first & _CONNECTION > 0) + (first & _TOPOLOGICAL > 0)
     numbers = read_nibbles(reader, leading + count)
     values = numbers[leading:]
     if first & _RELATIVE:
@@ -247,5 +247,6 @@ def unpack_token(reader: Reader, previous: Positions) -> tuple[str, Positions]:
     if not values:
         raise X1Error("A stream token without a number")
     positions = tuple(values)
-    start = f"t{numbers[0]}-" if leading else "s"
+    start = f"{numbers[0]}/" if first & _CONNECTION else ""
+    start += f"t{numbers[leading - 1]}-" if first & _TOPOLOGICAL else "s"
     return start + "_".join(map(str, positions)), positions

@@ -8,7 +8,8 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from synapse_lb.msc3079.x1.keys import KEY_TO_INTEGER
-from synapse_lb.msc3079.x1.paths import PATHS as TEMPLATES
+from synapse_lb.msc3079.x1.paths import PATHS as PATH_TABLE
+from synapse_lb.msc3079.x1.templates import NO_DEFAULT, TEMPLATES
 from synapse_lb.msc3079.x1.values import FIRST_TIME, LAST_TIME
 from synapse_lb.msc3079.x1.values import VALUES as TABLE
 from tests.msc3079.strategies import FLOATS, INTEGERS, TEXT
@@ -25,9 +26,11 @@ IDS = st.builds(
 
 TOKENS = st.builds(
     lambda start, numbers, end: start + "_".join(numbers) + end,
-    st.sampled_from(("s", "t12-", "t-", "t0-", "s0", "t007-", "s-", "m")),
+    st.sampled_from(
+        ("s", "t12-", "t-", "t0-", "s0", "t007-", "s-", "m", "1/s", "0/t1-", "01/s", "/s", "1/", "1")
+    ),
     st.lists(
-        st.integers(0, 10**19).map(str) | st.sampled_from(("00", "+1", " 1", "0", "1", "٣")), max_size=16
+        st.integers(0, 10**19).map(str) | st.sampled_from(("00", "+1", " 1", "0", "1", "\u0663")), max_size=16
     ),
     st.sampled_from(("", "", "_", "\n", "~1")),
 )
@@ -38,9 +41,46 @@ NUMBERS = INTEGERS | st.integers(FIRST_TIME - 2, FIRST_TIME + 2) | st.integers(L
 
 KEYS = st.sampled_from(sorted(KEY_TO_INTEGER)) | STRINGS | st.just("age")
 
+ALMOST_DEFAULTS: Final[tuple[Any, ...]] = (
+    0,
+    0.0,
+    False,
+    True,
+    1,
+    [],
+    {},
+    {"events": []},
+    {"events": {}},
+    {"events": [[]]},
+    [0],
+    [False],
+)
+"""What equals a default of a template in Python and is another JSON value, and some defaults."""
+
+
+@st.composite
+def _template_maps(draw: st.DrawFn, inner: st.SearchStrategy[Any]) -> dict[str, Any]:
+    """A map with keys of a template, with its defaults or others, and now and then a key that it does not have."""
+    template = draw(st.sampled_from(TEMPLATES))
+    values = {}
+    for key, default in template:
+        choice = draw(st.integers(0, 4))
+        if choice == 0:
+            continue
+        if choice < 3 and default is not NO_DEFAULT:
+            values[key] = default
+        else:
+            values[key] = draw(st.sampled_from(ALMOST_DEFAULTS) if choice == 3 else inner)
+    if draw(st.integers(0, 5)) == 0:
+        values[draw(KEYS)] = draw(inner)
+    return values
+
+
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | NUMBERS | FLOATS | STRINGS,
-    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(KEYS, inner, max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=6) | st.dictionaries(KEYS, inner, max_size=8) | _template_maps(inner)
+    ),
     max_leaves=30,
 )
 
@@ -49,7 +89,7 @@ SEGMENTS = st.text(max_size=8) | IDS | TOKENS | st.sampled_from(TABLE)
 
 @st.composite
 def _paths(draw: st.DrawFn) -> tuple[str, ...]:
-    template = draw(st.sampled_from(TEMPLATES)).split("/")[1:]
+    template = draw(st.sampled_from(PATH_TABLE)).split("/")[1:]
     return tuple(draw(SEGMENTS) if part.startswith("{") else part for part in template)
 
 
