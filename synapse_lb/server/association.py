@@ -20,7 +20,7 @@ class Association:
         sticky: What it has said for all of its requests.
         unproven: It has moved and has not yet answered at its new address.
         ping: The exchange of the ping that it has to answer.
-        defining: Exchange of a notification on its way -> the aliases that it defines.
+        defining: Exchange of a notification or separate response on its way -> the aliases that it defines.
     """
 
     address: Address
@@ -29,8 +29,8 @@ class Association:
     ping: int | None = None
     defining: dict[int, tuple[int, ...]] = field(factory=dict)
 
-    def notified(self, exchange: int, definitions: tuple[int, ...]) -> None:
-        """A notification is on its way."""
+    def on_its_way(self, exchange: int, definitions: tuple[int, ...]) -> None:
+        """Something was sent of which it will be known whether it has arrived."""
         if definitions:
             self.defining[exchange] = definitions
 

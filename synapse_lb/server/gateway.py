@@ -38,6 +38,7 @@ from synapse_lb.coap.events import (
     RequestCancelled,
     RequestFailed,
     RequestReceived,
+    ResponseDelivered,
     ResponseUndelivered,
 )
 from synapse_lb.coap.numbers import OptionNumber, is_success
@@ -64,6 +65,11 @@ from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
 from synapse_lb.server.sync_observer import ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
+
+Settling = (
+    RequestCancelled | ResponseDelivered | ResponseUndelivered | NotificationDelivered | NotificationFailed
+)
+"""What tells of the outcome of something that was on its way to a client."""
 
 NOTIFICATION_MAX_AGE: Final = 65535
 """s: Max-Age of a notification, the longest that takes two bytes (RFC 7641 section 4.3.1). A result of /sync does not
@@ -266,14 +272,15 @@ class Gateway:
             self.observer.failed(event.exchange)
             if event.reason is not NotificationFailure.RESET:
                 self._give_up(event.peer)
+        elif isinstance(event, ResponseDelivered):
+            self._settle(event, delivered=True)
         elif isinstance(event, ResponseUndelivered):
+            self._settle(event, delivered=False)
             self.counters.undelivered += 1
         elif isinstance(event, PongReceived | RequestFailed):
             self._ping_ended(event)
 
-    def _settle(
-        self, event: RequestCancelled | NotificationDelivered | NotificationFailed, *, delivered: bool
-    ) -> None:
+    def _settle(self, event: Settling, *, delivered: bool) -> None:
         association = self._associations.get(event.peer) if isinstance(event.peer, int) else None
         if association is not None:
             association.settle(event.exchange, delivered=delivered)
@@ -371,7 +378,11 @@ class Gateway:
     ) -> int:
         association.settle(exchange, delivered=False)
         association.note_token_ended(request, response)
-        return self._respond(exchange, self._encode(response, request))
+        answer = self._encode(response, request)
+        size = self._respond(exchange, answer)
+        if self.endpoint.is_delivering(exchange):
+            association.on_its_way(exchange, answer.definitions)
+        return size
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Answer:
         encoded = encode_answer(response, request.reply)
@@ -400,13 +411,14 @@ class Gateway:
             body = {"errcode": "M_TOO_LARGE", "error": f"The result has {error.size} bytes"}
             self._respond(exchange, encode_answer(MatrixResponse(500, body), request.reply))
             return None
-        association.notified(exchange, encoded.definitions)
+        association.on_its_way(exchange, encoded.definitions)
         self.counters.response_bytes += len(payload)
         self._driver.flush()
         return len(payload)
 
     def _respond(self, exchange: int, answer: Answer) -> int:
-        response = CoapResponse(answer.code, Options.of(*answer.options), answer.payload)
+        options, report = Options.of(*answer.options), bool(answer.definitions)
+        response = CoapResponse(answer.code, options, answer.payload, report=report)
         try:
             self.endpoint.respond(exchange, response, self._driver.now())
         except ExchangeUnknown:

@@ -72,7 +72,7 @@ class X1TestCase(ObserverTestCase):
         observe: bool = False,
         **kwargs: Any,
     ) -> int:
-        kwargs.setdefault("announce", True)
+        kwargs.setdefault("announce", not self.bodies)
         written = encode_x1_request(method, path, None, body, self.book, token="alice-1", **kwargs)
         options = Options.of(*written.options)
         if observe:
@@ -163,9 +163,43 @@ class AnswerTests(X1TestCase):
         self.alice.id = 2
         self.gateway.association_established(2)
         self.book.confirm(range(256))
-        self.ask(f"/_matrix/client/v3/rooms/{ROOM}/state")
+        self.ask(f"/_matrix/client/v3/rooms/{ROOM}/state", announce=True)
         self.assertEqual(len(self.homeserver.requests), 1)
         self.assertIn("Alias", self.bodies[-1]["error"])
+
+
+class SeparateTests(X1TestCase):
+    """A long poll, whose answer is a message of its own."""
+
+    def poll(self) -> None:
+        self.homeserver.answer = lambda _: result("s1")
+        self.ask(SYNC + "?timeout=30000")
+
+    def test_acknowledged(self) -> None:
+        """The room id goes with the first answer, and stands for itself in the second."""
+        self.poll()
+        self.poll()
+        self.assertEqual(len(self.bodies), 2)
+        self.assertLess(self.sizes[1], self.sizes[0] - 8)
+        self.assertEqual(self.gateway._associations[1].defining, {})
+
+    def test_not_acknowledged(self) -> None:
+        self.alice.deaf = True
+        self.poll()
+        association = self.gateway._associations[1]
+        self.assertEqual(len(association.defining), 1)
+        self.pass_time(120, 1.0)
+        self.assertEqual(association.defining, {})
+        assert association.sticky.aliases is not None
+        self.assertIsNone(association.sticky.aliases.reference(ROOM))
+
+    def test_in_an_acknowledgement(self) -> None:
+        """Nothing is heard of it."""
+        self.homeserver.answer = lambda _: result("s1")
+        for _ in range(2):
+            self.ask()
+        self.assertLess(abs(self.sizes[1] - self.sizes[0]), 8)
+        self.assertEqual(self.gateway._associations[1].defining, {})
 
 
 class NotificationTests(X1TestCase):
