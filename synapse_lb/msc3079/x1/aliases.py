@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final
 
 import attrs
@@ -36,10 +37,14 @@ class AliasKind(IntEnum):
     ROOM = 0
     USER = 1
     DEVICE = 2
-    """Devices and the sessions of end-to-end encryption."""
+    SESSION = 3
+    """A session of end-to-end encryption, or the key of its sender."""
 
 
-_SHARES: Final = {AliasKind.ROOM: 64, AliasKind.USER: 32, AliasKind.DEVICE: 32}
+SHARES: Final[Mapping[AliasKind, int]] = MappingProxyType(
+    {AliasKind.ROOM: 56, AliasKind.USER: 32, AliasKind.DEVICE: 8, AliasKind.SESSION: 32}
+)
+"""How many of a side's numbers may go to each kind: a list of devices must not leave none for rooms."""
 
 
 @attrs.define
@@ -108,7 +113,7 @@ class AliasBook:
             return number
         if not _fits(text):
             return None
-        if self._used[kind] >= _SHARES[kind]:
+        if self._used[kind] >= SHARES[kind]:
             self.counters.refused += 1
             return None
         number = 2 * len(self._own) + self._side
@@ -125,7 +130,7 @@ class AliasBook:
             numbers: `Encoded.definitions` of that message.
         """
         for number in numbers:
-            if number in self._texts and number & 1 == self._side:
+            if number in self._texts:
                 self._known.add(number)
 
     def forget_known(self) -> None:

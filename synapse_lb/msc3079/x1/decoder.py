@@ -198,7 +198,7 @@ class X1Parser(cbor.Parser):
             raise X1Error("A byte string of an unknown kind", well_formed=True)
         text = reader(content)
         if content.left:
-            raise X1Error("Bytes after a stream token", well_formed=True)
+            raise X1Error("Bytes after a packed text", well_formed=True)
         return text
 
     def _expand(self, characters: int) -> None:
@@ -261,6 +261,7 @@ _CONTENTS: Final[dict[int, Callable[[texts.Reader], str]]] = {
     Kind.BASE64: lambda content: texts.bytes_to_standard(content.rest()),
     Kind.BASE64_URL: lambda content: texts.bytes_to_url(content.rest()),
     Kind.TOKEN: lambda content: texts.unpack_token(content, ())[0],
+    Kind.TRANSACTION: texts.unpack_transaction,
 }
 
 _TAILS: Final[dict[int, Callable[[texts.Reader], str]]] = {

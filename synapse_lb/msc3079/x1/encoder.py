@@ -10,7 +10,7 @@ from typing import Any, Final
 from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.x1 import texts
-from synapse_lb.msc3079.x1.aliases import AliasBook, AliasKind
+from synapse_lb.msc3079.x1.aliases import SHARES, AliasBook, AliasKind
 from synapse_lb.msc3079.x1.keys import KEY_TO_INTEGER
 from synapse_lb.msc3079.x1.plans import Form, Plan, is_default, plan
 from synapse_lb.msc3079.x1.templates import NO_DEFAULT
@@ -50,13 +50,13 @@ _VALUES: Final = {text: simple(number) for text, number in VALUE_TO_SIMPLE.items
 
 _ALIASED_KEYS: Final = {
     "device_id": AliasKind.DEVICE,
-    "session_id": AliasKind.DEVICE,
-    "sender_key": AliasKind.DEVICE,
+    "session_id": AliasKind.SESSION,
+    "sender_key": AliasKind.SESSION,
 }
 
 _SHORTEST_BASE64: Final = 16
 
-_MOST_NEW: Final = {AliasKind.ROOM: 32, AliasKind.USER: 16, AliasKind.DEVICE: 16}
+_MOST_NEW: Final = {kind: share // 2 for kind, share in SHARES.items()}
 """Definitions of each kind in one body: a first sync must not use up the numbers on rooms where nothing happens."""
 
 _AGE: Final = "age"
@@ -199,7 +199,10 @@ class X1Encoder(cbor.Encoder):
     def _text(self, text: str, key: str | None) -> bytes:
         """A value that has no bytes yet."""
         kind = _ALIASED_KEYS.get(key) if key is not None else None
-        return self._aliased(text, kind) or self._tailed(text) or self._plain(text)
+        found = self._aliased(text, kind) or self._tailed(text)
+        if found is None and text[:1] == "m":
+            found = self._inline(text)
+        return found or self._plain(text)
 
     def _plain(self, text: str) -> bytes:
         utf8 = self._utf8(text)
@@ -331,5 +334,8 @@ def _inline_content(text: str) -> bytes | None:
     if found is not None:
         form, raw = found
         return bytes((_KINDS.get(form, Kind.BASE64),)) + raw
+    if text[:1] == "m":
+        numbers = texts.pack_transaction(text)
+        return None if numbers is None else bytes((Kind.TRANSACTION,)) + numbers
     token = texts.pack_token(text, ()) if text[:1] in _TOKEN_STARTS else None
     return None if token is None else bytes((Kind.TOKEN,)) + token[0]

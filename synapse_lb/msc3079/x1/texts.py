@@ -197,6 +197,24 @@ def decimal(text: str) -> int | None:
     return int(text) if _DECIMAL.fullmatch(text) else None
 
 
+_TRANSACTION: Final = re.compile(rf"m({_NUMBER})\.({_NUMBER})", re.ASCII)
+
+
+def pack_transaction(text: str) -> bytes | None:
+    """The two numbers of a transaction id, `m1790000000000.7`, as varints; None if it is not of that form."""
+    match = _TRANSACTION.fullmatch(text)
+    return None if match is None else varint(int(match[1])) + varint(int(match[2]))
+
+
+def unpack_transaction(reader: Reader) -> str:
+    """The inverse of `pack_transaction`.
+
+    Raises:
+        X1Error: there are no two numbers.
+    """
+    return f"m{reader.varint()}.{reader.varint()}"
+
+
 Positions = tuple[int, ...]
 """The stream positions of a token, in its order, without what stands before the `s` and between the `t` and the `-`."""
 

@@ -52,6 +52,8 @@ class Kind(IntEnum):
     """A stream token, never relative to another one."""
     REPETITION = 7
     """A varint: the number of the packed text of this body that is repeated."""
+    TRANSACTION = 8
+    """A transaction id as matrix-js-sdk makes them, `m1790000000000.7`: its two numbers as varints."""
 
 
 FIRST_VALUE: Final = 10

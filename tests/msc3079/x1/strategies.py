@@ -24,6 +24,16 @@ IDS = st.builds(
 )
 """Ids, and base64 that is one character too long, padded, or not as its bytes would be written."""
 
+TRANSACTIONS = st.builds(
+    lambda *parts: "".join(parts),
+    st.sampled_from(("m", "m", "m0", "M", "mm")),
+    st.integers(0, 10**19).map(str),
+    st.sampled_from((".", ".", ".0", "")),
+    st.integers(0, 300).map(str),
+    st.sampled_from(("", "", "\n", ".")),
+)
+"""Transaction ids as matrix-js-sdk makes them, and what is nearly one."""
+
 TOKENS = st.builds(
     lambda start, numbers, end: start + "_".join(numbers) + end,
     st.sampled_from(
@@ -35,7 +45,7 @@ TOKENS = st.builds(
     st.sampled_from(("", "", "_", "\n", "~1")),
 )
 
-STRINGS = TEXT | IDS | TOKENS | st.sampled_from(TABLE)
+STRINGS = TEXT | IDS | TOKENS | TRANSACTIONS | st.sampled_from(TABLE)
 
 NUMBERS = INTEGERS | st.integers(FIRST_TIME - 2, FIRST_TIME + 2) | st.integers(LAST_TIME - 2, LAST_TIME + 2)
 
@@ -84,7 +94,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
     max_leaves=30,
 )
 
-SEGMENTS = st.text(max_size=8) | IDS | TOKENS | st.sampled_from(TABLE)
+SEGMENTS = st.text(max_size=8) | IDS | TOKENS | TRANSACTIONS | st.sampled_from(TABLE)
 
 
 @st.composite

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -151,6 +152,8 @@ class RefusedTests(SynchronousTestCase):
         for data in (
             "40",
             "42 08 00",
+            "44 08 00 00 00",
+            "42 09 00",
             "42 ff 00",
             "5f 41 00 ff",
             "a1 f4 00",
@@ -230,7 +233,10 @@ class RefusedTests(SynchronousTestCase):
         """A few bytes that inflate to more than is allowed cost no more than what is allowed."""
         bomb = deflated(b"\x9a\x00\x98\x96\x80" + b"\x00" * 10_000_000)
         self.assertLess(len(bomb), 20_000)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
         self.refused(bomb, TooLargeError)
+        self.assertLess(tracemalloc.get_traced_memory()[1], 4 << 20)
         self.assertEqual(len(decode_body(bomb, limits=BodyLimits(max_size=10_000_005))), 10_000_000)
         self.refused(bomb, TooLargeError, max_size=10_000_004)
         self.refused(b"\x82\x00\x00", TooLargeError, max_size=2)

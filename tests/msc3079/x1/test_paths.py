@@ -54,6 +54,8 @@ class PathTests(SynchronousTestCase):
         self.assertEqual(self.written(f"{client}/rooms/{ROOM}/send/m.room.member/m1"), f"8a{room}ec626d31")
         receipt = f"{client}/rooms/{ROOM}/receipt/m.read/{EVENT}"
         self.assertEqual(self.written(receipt), f"84{room}582102" + "00" * 31 + "01")
+        sent = f"{client}/rooms/{ROOM}/send/m.room.message/m1790000000000.7"
+        self.assertEqual(self.written(sent), f"81{room}480880d8c1a28c3407")
         self.assertEqual(self.written(f"{client}/capabilities"), "c000")
         self.assertEqual(self.written("/_matrix/client/r0/sync"), "c100")
         self.assertEqual(self.written(f"{client}/rooms/{ROOM}/state/m.room.name/"), f"8b{room}f82e60")

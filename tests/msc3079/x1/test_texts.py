@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.errors import X1Error
 from tests.msc3079.strategies import PROPERTY
-from tests.msc3079.x1.strategies import IDS, TOKENS
+from tests.msc3079.x1.strategies import IDS, TOKENS, TRANSACTIONS
 
 
 class Base64Tests(SynchronousTestCase):
@@ -120,6 +120,39 @@ class TokenTests(SynchronousTestCase):
         except X1Error:
             return
         self.assertLess(len(text), 22 * (len(data) * 2 + len(previous)))
+
+
+class TransactionTests(SynchronousTestCase):
+    """Transaction ids."""
+
+    def test_examples(self) -> None:
+        packed = texts.pack_transaction("m1790000000000.7")
+        assert packed is not None
+        self.assertEqual(packed.hex(), "80d8c1a28c3407")
+        self.assertEqual(texts.unpack_transaction(texts.Reader(packed)), "m1790000000000.7")
+
+    def test_what_does_not_come_back(self) -> None:
+        for text in (
+            "m",
+            "m1",
+            "m1.",
+            "m.1",
+            "m01.1",
+            "m1.01",
+            "m1.1\n",
+            "m-1.1",
+            "M1.1",
+            "m1.1.1",
+            "m\u0661.1",
+        ):
+            self.assertIsNone(texts.pack_transaction(text), text)
+
+    @PROPERTY
+    @given(TRANSACTIONS)
+    def test_to_the_letter(self, text: str) -> None:
+        packed = texts.pack_transaction(text)
+        if packed is not None:
+            self.assertEqual(texts.unpack_transaction(texts.Reader(packed)), text)
 
 
 class NumberTests(SynchronousTestCase):
