@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json as json_text
 import random as random_module
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Literal, TypeVar
@@ -20,10 +19,12 @@ from synapse_lb.client.extension import WISHES, Extensions, Wish
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.registration import Registration
-from synapse_lb.client.sticky import Carried, StickySender
+from synapse_lb.client.sticky import Carried, StickySender, unmixed
 from synapse_lb.client.subject import (
+    MISSING_TOKEN,
     Asking,
     Handler,
     MatrixSubject,
@@ -31,14 +32,15 @@ from synapse_lb.client.subject import (
     Subject,
     cursor_of,
     decoded,
+    sync_query,
 )
 from synapse_lb.client.uri import parse_server
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.extension import UNKNOWN_ALIAS, X1, X1_WRITTEN
+from synapse_lb.msc3079.extension import UNKNOWN_ALIAS
 from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
-from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
 
 T = TypeVar("T")
@@ -47,7 +49,6 @@ Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 KEY_VERSIONS: Final = (None, 1)
 SYNC_PATH: Final = "/_matrix/client/r0/sync"
 """The one that has a path code."""
-_MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
 class LowBandwidthClient:
@@ -78,13 +79,14 @@ class LowBandwidthClient:
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
-            and no further offer on this association.
+            and no further offer from this client.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
+        known_silence: seconds, from the `known_silence` of an earlier client in the same network.
         random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
@@ -110,6 +112,7 @@ class LowBandwidthClient:
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
+        known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
         if key_version not in KEY_VERSIONS:
@@ -119,9 +122,11 @@ class LowBandwidthClient:
             raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
         self._dialect = Dialect(key_version, path_codes, deflate, Extensions(extensions))
         self._q_block = q_block
+        self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
-        self._persistence = persistence or Persistence()
+        self._persistence = times = persistence or Persistence()
+        self._pace = Pace(times.first_heartbeat, times.heartbeat, known_silence)
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
@@ -205,6 +210,7 @@ class LowBandwidthClient:
         Raises:
             ConnectionLost: there is no such socket.
         """
+        self._pace.forget()
         self._keeper.rebind()
 
     def observe(
@@ -239,10 +245,9 @@ class LowBandwidthClient:
             The observation, which has begun.
         """
         pairs = tuple(_pairs(query))
-        cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, cursor, self._dialect)
-        if since is None and cursor is not None:
-            since = dict(pairs).get(cursor.parameter)
+        subject = self._subject(path, pairs, json)
+        if since is None and subject.cursor is not None:
+            since = dict(pairs).get(subject.cursor.parameter)
         return self._observe(subject, token, handler, since, on_change)
 
     def observe_sync(
@@ -258,6 +263,9 @@ class LowBandwidthClient:
     ) -> Observation:
         """Observe `/sync`; see `observe`.
 
+        An initial sync, and one with the full state, may be large. It is fetched with a plain request, by Q-Block
+        if the server has that; once the handler has processed it the rest is observed.
+
         Args:
             since: where to go on; None begins with the initial sync.
             handler: is given each sync body.
@@ -270,15 +278,9 @@ class LowBandwidthClient:
         Returns:
             The observation, which has begun.
         """
-        query: list[tuple[str, str]] = []
-        if filter is not None:
-            text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
-            query.append(("filter", text))
-        if set_presence is not None:
-            query.append(("set_presence", set_presence))
-        if full_state:
-            query.append(("full_state", "true"))
-        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
+        query = sync_query(filter, set_presence, full_state=full_state)
+        subject = self._subject(SYNC_PATH, query, NO_BODY, initial=True)
+        return self._observe(subject, token, handler, since, on_change)
 
     def raw_observe(
         self,
@@ -306,14 +308,28 @@ class LowBandwidthClient:
         return self._keeper.traffic
 
     @property
+    def endpoint_counters(self) -> Counters:
+        """What CoAP has done so far, in all associations: messages, retransmissions, blocks."""
+        return self._keeper.endpoint_counters
+
+    @property
     def session(self) -> bytes | None:
-        """The DTLS session of the last association, to be resumed by another client; secret."""
+        """The DTLS session of the last association, to be resumed by another client; secret.
+
+        It is there once the server has answered something.
+        """
         return self._keeper.session
 
     @property
     def speaks_x1(self) -> bool | None:
         """Whether the server has x1, for the `extensions` of another client; None as long as it is not known."""
         return self._dialect.extensions.speaks_x1
+
+    @property
+    def known_silence(self) -> float | None:
+        """Seconds of the longest silence after which the way to the server was still open, which a later client in the
+        same network may begin with; None if there was none."""
+        return self._pace.known
 
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
@@ -335,11 +351,17 @@ class LowBandwidthClient:
             ),
             tuning=self._tuning,
             limits=self._limits,
-            persistence=self._persistence,
+            pace=self._pace,
             random=random_module.Random(self._random.getrandbits(64)),
-            q_block=self._q_block is not False,
+            q_block=self._q_block is not False and not self._q_block_refused,
+            on_q_block_refused=self._server_refuses_q_block,
             on_lost=on_lost,
         )
+
+    def _subject(
+        self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
+    ) -> MatrixSubject:
+        return MatrixSubject(path, query, json, cursor_of(path), self._dialect, initial)
 
     def _observe(
         self,
@@ -372,7 +394,7 @@ class LowBandwidthClient:
     async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
         if isinstance(subject, RawSubject):
             channel, carried = await self._keeper.ready(), Carried()
-            subject = attrs.evolve(subject, template=_raw(channel, subject.template))
+            subject = attrs.evolve(subject, template=unmixed(channel.sticky, subject.template))
         else:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
@@ -385,6 +407,9 @@ class LowBandwidthClient:
         registration.send(lambda: subject.request(asking, carried))
         return registration
 
+    def _server_refuses_q_block(self) -> None:
+        self._q_block_refused = True
+
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
         if timeout is not None:
@@ -393,7 +418,7 @@ class LowBandwidthClient:
 
     async def _raw_request(self, request: CoapRequest) -> CoapResponse:
         channel = await self._keeper.ready()
-        request = attrs.evolve(_raw(channel, request), q_block=self._q_block is True)
+        request = attrs.evolve(unmixed(channel.sticky, request), q_block=self._q_block is True)
         return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
@@ -433,7 +458,7 @@ class LowBandwidthClient:
                 repeated = True
                 continue
             self._dialect.extensions.read_versions(matrix.body)
-            if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
+            if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
             return matrix
@@ -452,15 +477,6 @@ def _pairs(query: Query | None) -> list[tuple[str, str]]:
     """Query parameters as pairs."""
     pairs = query.items() if isinstance(query, Mapping) else query or ()
     return [(name, each) for name, value in pairs for each in ([value] if isinstance(value, str) else value)]
-
-
-def _raw(channel: Channel, request: CoapRequest) -> CoapRequest:
-    """A request of the caller's own on an association: it says itself whose it is, and that it is not of x1."""
-    if ACCESS_TOKEN in request.options:
-        channel.sticky.carry_always()
-    if channel.sticky.x1.book is None or X1 in request.options or X1_WRITTEN in request.options:
-        return request
-    return attrs.evolve(request, options=request.options.with_option(X1, b""))
 
 
 def _errcode(response: MatrixResponse) -> object:

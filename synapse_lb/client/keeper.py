@@ -14,6 +14,7 @@ from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import traffic_of
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.errors import ClientClosed
+from synapse_lb.coap.counters import Counters
 
 if TYPE_CHECKING:
     from synapse_lb.client.connector import Connector
@@ -43,8 +44,9 @@ class Keeper:
         self._connecting: Deferred[None] | None = None
         self._waiting: list[Deferred[Channel]] = []
         self._ended = Traffic()
+        self._ended_endpoints = Counters()
         self._closed = False
-        self.session = session
+        self._session = session
 
     def ready(self) -> Deferred[Channel]:
         """The current association's channel, after a handshake if need be.
@@ -92,11 +94,30 @@ class Keeper:
             channel.rebind()
 
     @property
+    def session(self) -> bytes | None:
+        """The DTLS session of the last association that had one."""
+        if self._current is not None:
+            self._note_session(self._current)
+        return self._session
+
+    def _note_session(self, channel: Channel) -> None:
+        # It is there when the handshake is complete; the first requests leave before that.
+        self._session = channel.association.session or self._session
+
+    @property
     def traffic(self) -> Traffic:
         """What all associations have moved so far."""
         total = self._ended
         for channel in self._channels():
             total += traffic_of(channel.association)
+        return total
+
+    @property
+    def endpoint_counters(self) -> Counters:
+        """What the endpoints of all associations have counted so far."""
+        total = self._ended_endpoints
+        for channel in self._channels():
+            total += channel.endpoint_counters
         return total
 
     def close(self) -> Deferred[None]:
@@ -125,7 +146,8 @@ class Keeper:
 
     def _connected(self, _: None, channel: Channel) -> None:
         self._connecting = None
-        self.session = channel.association.session or self.session
+        self._note_session(channel)
+        self._connector.learn(channel.association)
         if not channel.lost:
             self._current = channel
         for waiter in self._take_waiting():
@@ -151,6 +173,8 @@ class Keeper:
 
     def _channel_lost(self, channel: Channel, reason: Exception) -> None:
         self._ended += traffic_of(channel.association)
+        self._note_session(channel)
+        self._ended_endpoints += channel.endpoint_counters
         self._retired.discard(channel)
         if channel is self._current:
             self._current = None

@@ -13,9 +13,7 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import parse_qsl
 
-from synapse_lb.client.subject import cursor_of
-
-_FULL_STATE: Final = ("full_state", "true")
+from synapse_lb.client.subject import FULL_STATE, cursor_of
 
 _LARGE: Final = re.compile(
     r"/rooms/[^/]+/(messages|members|joined_members|state|initialSync|hierarchy|context/.+|relations/.+|threads)"
@@ -50,7 +48,7 @@ def may_be_large(path: str, query: Collection[tuple[str, str]]) -> bool:
     path, query = path.rstrip("/"), (*query, *parse_qsl(own))
     cursor = cursor_of(path)
     if cursor is not None:
-        return _FULL_STATE in query or all(name != cursor.parameter for name, _ in query)
+        return FULL_STATE in query or all(name != cursor.parameter for name, _ in query)
     return _matches(_LARGE, path)
 
 

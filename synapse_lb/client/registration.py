@@ -11,8 +11,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from synapse_lb.client.errors import BadRequest, ClientError, RequestFailed
+from synapse_lb.client.errors import BadRequest, BadResponse, ClientError, RequestFailed
 from synapse_lb.client.sticky import Carried
+from synapse_lb.client.subject import MISSING_TOKEN, decoded
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 
@@ -166,8 +167,8 @@ class Registration:
         self._finish()
         if self._request is not None and self._dialect.refused(self._request, response):
             self._fail(RegisterAgain("the server does not compress"))
-        elif unauthorized and carried.relies:
-            # The server may have forgotten whose association it is; the next registration says it.
+        elif unauthorized and carried.relies and _misses_token(response, sticky.x1):
+            # The server has forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:
             self._deliver(Incoming(response, last=True, x1=sticky.x1))
@@ -209,3 +210,12 @@ class Registration:
     def _stop_waiting(self, waiter: Deferred[Incoming]) -> None:
         if self._waiter is waiter:
             self._waiter = None
+
+
+def _misses_token(response: CoapResponse, x1: X1Sender) -> bool:
+    """Whether a 4.01 says that no access token is known, and not that the one that is known is refused."""
+    try:
+        body = decoded(response, x1).body
+    except BadResponse:
+        return True
+    return isinstance(body, dict) and body.get("errcode") == MISSING_TOKEN

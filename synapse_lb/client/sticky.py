@@ -12,6 +12,9 @@ from __future__ import annotations
 import attrs
 
 from synapse_lb.client.extension import Extensions, Words, X1Sender
+from synapse_lb.coap.events import CoapRequest
+from synapse_lb.msc3079.extension import X1, X1_WRITTEN
+from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.msc3079.x1 import AliasBook
 
 
@@ -142,3 +145,17 @@ class StickySender:
             self._relying -= 1
         elif carried.token is not None:
             self._carrying -= 1
+
+
+def unmixed(sticky: StickySender, request: CoapRequest) -> CoapRequest:
+    """A request of the caller's own on an association that others use too.
+
+    Returns:
+        The request, which says that it is not of x1 where that is in force. If it has a token of its own, all
+        others say theirs from now on.
+    """
+    if ACCESS_TOKEN in request.options:
+        sticky.carry_always()
+    if sticky.x1.book is None or X1 in request.options or X1_WRITTEN in request.options:
+        return request
+    return attrs.evolve(request, options=request.options.with_option(X1, b""))

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import json as json_text
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from synapse_lb.client.extension import X1Sender
 
 Pairs = tuple[tuple[str, str], ...]
+
+FULL_STATE: Final = ("full_state", "true")
+"""The parameter of /sync that asks for all there is."""
+
+MISSING_TOKEN: Final = "M_MISSING_TOKEN"
+"""The errcode of a request whose user the server does not know; it has not run it."""
 
 SYNC_CODE_PATH: Final = "/7"
 """MSC3079's code for /sync."""
@@ -66,13 +73,13 @@ class Asking:
         since: the place after what was processed last; None from the beginning.
         first: whether nothing was processed yet.
         timeout: seconds that a server which does not notify may hold the answer back; None says nothing of it.
-        observe: value of the Observe option.
+        observe: value of the Observe option; None makes it a plain request.
     """
 
     since: str | None
     first: bool = True
     timeout: float | None = None
-    observe: int = REGISTER
+    observe: int | None = REGISTER
 
     @classmethod
     def farewell(cls, since: str | None) -> Asking:
@@ -109,6 +116,13 @@ class Subject(Protocol):
     def cursor(self) -> Cursor | None:
         """How places in it are named, or None if it has none."""
 
+    def fetches_first(self, since: str | None) -> bool:
+        """Whether the first answer is fetched with a plain request, because it may be large.
+
+        Args:
+            since: the place that is asked for.
+        """
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """The request for a registration.
 
@@ -141,6 +155,8 @@ class MatrixSubject:
         json: the body, which makes it a FETCH (RFC 8132 section 2) in place of a POST; `NO_BODY` for a GET.
         cursor: how places in it are named.
         dialect: words the request.
+        initial: fetch an initial sync, or one with the full state, with a plain request: many blocks of that may be
+            under way at once (RFC 9177), but each block of a notification is asked for.
     """
 
     path: str
@@ -148,6 +164,11 @@ class MatrixSubject:
     json: Any
     cursor: Cursor | None
     dialect: Dialect
+    initial: bool = False
+
+    def fetches_first(self, since: str | None) -> bool:
+        """See `Subject`."""
+        return self.initial and (since is None or FULL_STATE in self.query)
 
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
@@ -155,6 +176,8 @@ class MatrixSubject:
         pairs = (*(pair for pair in self.query if pair[0] not in left_out), *added)
         method = "GET" if self.json is NO_BODY else "POST"
         request = self.dialect.request(method, self.path, pairs, self.json, carried)
+        if asking.observe is None:
+            return attrs.evolve(request, q_block=True)
         code = Code.FETCH if request.code == Code.POST else request.code
         options = request.options.with_uint(OptionNumber.OBSERVE, asking.observe)
         return attrs.evolve(request, code=code, options=options)
@@ -199,8 +222,13 @@ class RawSubject:
                 return value.decode("utf-8", "replace")
         return None
 
+    def fetches_first(self, since: str | None) -> bool:
+        """See `Subject`. The request is sent as it is given."""
+        return False
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
+        assert asking.observe is not None
         arguments = [(_name(each), each) for each in self.template.options.get_all(OptionNumber.URI_QUERY)]
         left_out, added = asking.changes([name for name, _ in arguments], self.cursor)
         options = self.template.options.without(OptionNumber.URI_QUERY)
@@ -251,3 +279,18 @@ def decoded(response: CoapResponse, x1: X1Sender | None = None) -> MatrixRespons
 
 Handler = Callable[[Any], Any]
 """Takes what was read; returns None, or an awaitable that fires when it has been processed."""
+
+
+def sync_query(
+    filter: str | Mapping[str, Any] | None, set_presence: str | None, *, full_state: bool
+) -> Pairs:
+    """The query of a `/sync` but for its place."""
+    query: list[tuple[str, str]] = []
+    if filter is not None:
+        text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
+        query.append(("filter", text))
+    if set_presence is not None:
+        query.append(("set_presence", set_presence))
+    if full_state:
+        query.append(FULL_STATE)
+    return tuple(query)

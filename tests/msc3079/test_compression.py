@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import re
+import string
 import zlib
 from typing import Any
 
@@ -141,7 +142,7 @@ class ResponseTests(SynchronousTestCase):
 
     def test_only_if_it_is_smaller(self) -> None:
         self.assertEqual(self.formats({}), (b"\x3c", 1))
-        noise = "".join(chr(0x100 + byte) for byte in random.Random(1).randbytes(60))
+        noise = "".join(random.Random(1).choices(string.printable, k=60))
         self.assertEqual(self.formats({"body": noise})[0], b"\x3c")
         number, size = self.formats(LONG)
         self.assertEqual(number, (11060).to_bytes(2, "big"))
