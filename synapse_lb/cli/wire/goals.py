@@ -112,7 +112,7 @@ def goals(cookie: bool) -> tuple[Goal, ...]:
 def verdicts(coap: Coap, https: Mapping[str, Mapping[str, Wire]]) -> list[Verdict]:
     """Hold the figures against the goals that they are about."""
     cookie = any(packets(figures["connect_first"]) >= PACKETS_WITH_COOKIE for figures in coap.values())
-    found = [goal.verdict(coap) for goal in goals(cookie)]
+    found = [goal.verdict(coap) for goal in goals(cookie) if goal.operation in coap.get(goal.mode, ())]
     if "x1" in coap and "v1" in coap:
         for key, title, share in (
             ("send_encrypted", "encrypted event, sent: share of version 1", 0.6),
