@@ -92,5 +92,5 @@ class LossAndDelayTests(SynchronousTestCase):
         source = random.Random(1)
         rto = RetransmissionTimeout(TUNING)
         rto.sample(300.0)
-        self.assertTrue(all(60.0 <= rto.draw(source) <= 90.0 for _ in range(100)))
-        self.assertLessEqual(rto.draw(source, allowance=20.0), 90.0)
+        self.assertTrue(all(120.0 <= rto.draw(source) <= 180.0 for _ in range(100)))
+        self.assertLessEqual(rto.draw(source, allowance=20.0), 180.0)
