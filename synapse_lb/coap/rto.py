@@ -60,6 +60,12 @@ class RetransmissionTimeout:
         if self._srtt is None:
             self.sample(rtt)
 
+    def at_most(self, rtt: float) -> None:
+        """Take a time in seconds that no round trip exceeds: it is the timeout until one was measured, if it is longer
+        than the one that is used where nothing is known."""
+        if self._srtt is None and self._tuning.adaptive_rto:
+            self._timeout = self._settled = self._bounded(max(rtt, self._timeout))
+
     def sample(self, rtt: float, size: int | None = None) -> None:
         """Take a strong sample (RFC 6298 section 2, rules 2.2 to 2.4).
 
@@ -87,7 +93,11 @@ class RetransmissionTimeout:
             since_last: Seconds from its last transmission: the round trip was no shorter.
             copies: How many were sent after the first transmission.
         """
-        if not self._tuning.adaptive_rto or self._srtt is None:
+        if not self._tuning.adaptive_rto:
+            return
+        if self._srtt is None:
+            # Whichever copy it was, the next one is waited for so long.
+            self.at_most(_WEAK_MARGIN * since_first)
             return
         if since_last > self._bounded(self._srtt + _K * self._rttvar):
             # The answer to an earlier copy: the link has become slower, and the doubled timeout stays.

@@ -95,6 +95,9 @@ class SecurePort(Protocol):
     def rtt(self, association_id: int) -> float | None:
         """The round-trip time in seconds that the handshake measured."""
 
+    def longest_rtt(self, association_id: int) -> float | None:
+        """Seconds that no round trip exceeds, where there is no `rtt`."""
+
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
 
@@ -222,6 +225,7 @@ class Gateway:
             association_id,
             max_message_size=port.max_message_size(association_id),
             rtt=port.rtt(association_id),
+            longest_rtt=port.longest_rtt(association_id),
             now=self._driver.now(),
         )
         self._driver.flush()
