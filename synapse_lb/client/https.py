@@ -9,6 +9,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
 import attrs
+from OpenSSL import SSL
 from treq.client import HTTPClient
 from twisted.internet import error as network
 from twisted.internet.defer import CancelledError, Deferred
@@ -22,7 +23,7 @@ from synapse_lb.client import errors
 from synapse_lb.client.tls import HttpsPolicy
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
 from synapse_lb.txdtls.context import ClientVerification
-from synapse_lb.txdtls.errors import HandshakeFailed
+from synapse_lb.txdtls.errors import HandshakeFailed, describe_openssl_error
 
 USER_AGENT: Final = "synapse-lb"
 METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
@@ -211,6 +212,8 @@ class HttpsTransport:
         except errors.ClientError:
             raise
         except Exception as error:
+            if any(reason.check(CancelledError) for reason in _reasons(error)):
+                raise errors.ClientClosed("the client was closed") if self._closed else CancelledError from None
             raise _client_error(error) from error
         received = {
             name.decode("ascii", "replace").lower(): [value.decode("utf-8", "replace") for value in values]
@@ -291,12 +294,25 @@ async def _collect(response: Any, limit: int) -> bytes:
     return await collector.done
 
 
+def _reasons(error: Exception) -> list[Failure]:
+    """What went wrong, taken out of Twisted's wrappers."""
+    wrapped = getattr(error, "reasons", None)
+    if not isinstance(wrapped, list):
+        return [Failure(error)]
+    return [inner for reason in wrapped for inner in _reasons(reason.value)]
+
+
 def _client_error(error: Exception) -> errors.ClientError:
     """The client's error for one of Twisted's."""
-    reasons = error.reasons if isinstance(error, ResponseFailed) else [Failure(error)]
+    reasons = _reasons(error)
     for reason in reasons:
         if reason.check(HandshakeFailed):
             return errors.CertificateError(str(reason.value))
+        if reason.check(SSL.Error):
+            text, _ = describe_openssl_error(reason.value)
+            if "certificate verify failed" in text:
+                return errors.CertificateError(f"the server's certificate is not accepted: {text}")
+            return errors.HandshakeError(f"no TLS over HTTPS: {text}")
     if isinstance(error, network.DNSLookupError):
         return errors.ResolveError(f"the host has no address: {error}")
     if isinstance(error, network.TimeoutError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -13,7 +14,6 @@ from zope.interface import implementer
 
 from synapse_lb.client.errors import AuthoritiesError
 from synapse_lb.txdtls.context import ClientVerification, VerificationMode, is_ip_address, verify_server
-from synapse_lb.txdtls.errors import DTLSError
 
 _TLS_1_2: Final = 0x0303
 
@@ -42,37 +42,51 @@ class HttpsPolicy:
                 raise AuthoritiesError(
                     f"cannot load certificate authorities from {verification.ca_path}"
                 ) from error
-        # OpenSSL judges the chain in any case; `verify_server` reads its verdict, which says more than an alert.
-        self._context.set_verify(SSL.VERIFY_NONE)
+        if verification.mode in (VerificationMode.SYSTEM, VerificationMode.CA_FILE):
+            self._context.set_verify(SSL.VERIFY_PEER)
+        else:
+            self._context.set_verify(SSL.VERIFY_NONE)
         self._context.set_info_callback(self._progressed)
+        self._meant: WeakKeyDictionary[SSL.Connection, tuple[ReferenceType[Any], str]] = WeakKeyDictionary()
 
     def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
         """See `IPolicyForHTTPS`."""
-        return _Creator(self._context, hostname.decode("ascii"))
+        return _Creator(self, hostname.decode("ascii").strip("[]"))
+
+    def connection(self, protocol: Any, host: str) -> SSL.Connection:
+        """Make a connection.
+
+        Args:
+            protocol: Twisted's TLS protocol, which is told if the server is not the right one.
+            host: name or address that the certificate has to name.
+        """
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(protocol)
+        if not is_ip_address(host):
+            connection.set_tlsext_host_name(host.encode("ascii"))
+        self._meant[connection] = ref(protocol), host
+        return connection
 
     def _progressed(self, connection: SSL.Connection, where: int, _: int) -> None:
         if not where & SSL.SSL_CB_HANDSHAKE_DONE:
             return
-        protocol, host = connection.get_app_data()
+        protocol, host = self._meant[connection]
         try:
             verify_server(connection, self._verification, host)
-        except DTLSError:
-            # Nothing has been sent under this handshake yet, and nothing will be.
-            protocol.failVerification(Failure())
+        except Exception:
+            # Whatever it is: nothing has been sent under this handshake yet, and nothing shall be.
+            if (known := protocol()) is not None:
+                known.failVerification(Failure())
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Creator:
     """Makes the connections to one host."""
 
-    def __init__(self, context: SSL.Context, host: str) -> None:
-        self._context = context
-        self._host = host.strip("[]")
+    def __init__(self, policy: HttpsPolicy, host: str) -> None:
+        self._policy = policy
+        self._host = host
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """See `IOpenSSLClientConnectionCreator`."""
-        connection = SSL.Connection(self._context, None)
-        connection.set_app_data((tlsProtocol, self._host))
-        if not is_ip_address(self._host):
-            connection.set_tlsext_host_name(self._host.encode("ascii"))
-        return connection
+        return self._policy.connection(tlsProtocol, self._host)
