@@ -162,7 +162,13 @@ class LowBandwidthClient(Observer):
         Returns:
             A Deferred of what is known of it. It fails with a `ConnectError`.
         """
-        return self._keeper.ready().addCallback(lambda channel: AssociationInfo.of(channel.association))
+
+        def connected(channel: Channel) -> AssociationInfo:
+            if self._switch is not None:
+                self._switch.associated()
+            return AssociationInfo.of(channel.association)
+
+        return self._keeper.ready().addCallback(connected)
 
     def request(
         self,

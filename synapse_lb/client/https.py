@@ -213,7 +213,9 @@ class HttpsTransport:
             raise
         except Exception as error:
             if any(reason.check(CancelledError) for reason in _reasons(error)):
-                raise errors.ClientClosed("the client was closed") if self._closed else CancelledError from None
+                raise (
+                    errors.ClientClosed("the client was closed") if self._closed else CancelledError
+                ) from None
             raise _client_error(error) from error
         received = {
             name.decode("ascii", "replace").lower(): [value.decode("utf-8", "replace") for value in values]
@@ -252,40 +254,39 @@ def matrix_answer(response: HttpsResponse) -> MatrixResponse:
 
 
 class _Collector(Protocol):
-    """Collects a body up to a bound."""
+    """Collects a body up to a bound; what is beyond it ends the connection."""
 
     def __init__(self, limit: int) -> None:
-        self.done: Deferred[bytes] = Deferred(lambda _: self._abort())
+        self.done: Deferred[bytes] = Deferred(lambda _: self._disconnect())
         self._limit = limit
         self._parts: list[bytes] = []
         self._length = 0
 
     def dataReceived(self, data: bytes) -> None:
         """Keep it."""
-        if self.done.called:
-            return
+        within = self._length <= self._limit
         self._length += len(data)
-        if self._length > self._limit:
-            self._abort()
-            self.done.errback(errors.BadResponse(f"the answer has more than {self._limit} bytes"))
-            return
-        self._parts.append(data)
+        if self._length <= self._limit:
+            self._parts.append(data)
+        elif within:
+            self._disconnect()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The body is whole, or it is not."""
         if self.done.called:
             return
-        if reason.check(ResponseDone, PotentialDataLoss):
+        if self._length > self._limit:
+            self.done.errback(errors.BadResponse(f"the answer has more than {self._limit} bytes"))
+        elif reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(b"".join(self._parts))
         else:
             self.done.errback(reason)
 
-    def _abort(self) -> None:
+    def _disconnect(self) -> None:
         self._parts.clear()
         transport: Any = self.transport
-        abort = getattr(transport, "abortConnection", None) or getattr(transport, "loseConnection", None)
-        if abort is not None:
-            abort()
+        if transport is not None:
+            transport.loseConnection()
 
 
 async def _collect(response: Any, limit: int) -> bytes:

@@ -262,6 +262,15 @@ class Switch:
             self._https.request(subject.method, found.base_url, path, query, subject.json, token)
         )
 
+    def associated(self) -> None:
+        """Use CoAP, because there is an association."""
+        self._backoff.reset()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.transport is not Transport.COAP:
+            self._change(TransportChange(Transport.COAP))
+
     def network_changed(self) -> None:
         """Try CoAP again at once, if requests go over HTTPS."""
         if self._timer is not None:
@@ -313,16 +322,8 @@ class Switch:
         except errors.ConnectError as error:
             self._fall_back(error)
             return False
-        self._use_coap()
+        self.associated()
         return True
-
-    def _use_coap(self) -> None:
-        self._backoff.reset()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self.transport is not Transport.COAP:
-            self._change(TransportChange(Transport.COAP))
 
     def _fall_back(self, error: Exception) -> None:
         """Requests go over HTTPS until a probe succeeds; many may come here with the same failure."""
@@ -344,7 +345,7 @@ class Switch:
 
     def _probed(self, _: object) -> None:
         self._probing = None
-        self._use_coap()
+        self.associated()
 
     def _probe_failed(self, failure: Failure) -> None:
         self._probing = None

@@ -10,7 +10,6 @@ from typing import Any
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
-from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
@@ -75,13 +74,14 @@ class HttpsHomeserver(Resource):
         super().__init__()
         self.seen: list[Seen] = []
         self.discovered: list[str] = []
-        self.replies: dict[str, Reply] = {WELL_KNOWN: Reply(404), VERSIONS: Reply(body={"versions": ["v1.1"]})}
-        self.open: list[HttpRequest] = []
+        self.replies: dict[str, Reply] = {
+            WELL_KNOWN: Reply(404),
+            VERSIONS: Reply(body={"versions": ["v1.1"]}),
+        }
+        self.open: list[Any] = []
         self.gone = 0
-        self.connections = 0
         self._answer = answer or (lambda seen: Reply(body={"over": "https"}))
         site = Site(self)
-        self._protocols: list[Any] = []
         if certificate is None:
             self._port = REACTOR.listenTCP(0, site, interface="127.0.0.1")
         else:
@@ -113,7 +113,9 @@ class HttpsHomeserver(Resource):
         reply = self.replies.get(seen.path) or self._answer(seen)
         if reply is None:
             self.open.append(request)
-            request.notifyFinish().addErrback(self._left, request)
+            request.notifyFinish().addCallbacks(
+                lambda _: self.open.remove(request), self._left, (), {}, (request,)
+            )
         else:
             write(request, reply)
         return NOT_DONE_YET
@@ -125,7 +127,7 @@ class HttpsHomeserver(Resource):
         stopping: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopping
 
-    def _left(self, _: object, request: HttpRequest) -> None:
+    def _left(self, _: object, request: Any) -> None:
         self.gone += 1
         self.open.remove(request)
 
