@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.ssl import DefaultOpenSSLContextFactory
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
@@ -50,7 +50,7 @@ class Reply:
     headers: dict[str, str] = attrs.field(factory=dict)
 
 
-Answer = Callable[[Seen], "Reply | None"]
+Answer = Callable[[Seen], "Reply | Deferred[Reply] | None"]
 
 
 class HttpsHomeserver(Resource):
@@ -58,7 +58,8 @@ class HttpsHomeserver(Resource):
 
     Args:
         certificate: whose it is; None makes it plain HTTP.
-        answer: answers what is neither discovery nor registered in `replies`; None leaves a request open.
+        answer: answers what is neither discovery nor registered in `replies`, now or later; None leaves a request
+            open.
 
     Attributes:
         seen: what came in, but for discovery.
@@ -111,13 +112,15 @@ class HttpsHomeserver(Resource):
         else:
             self.seen.append(seen)
         reply = self.replies.get(seen.path) or self._answer(seen)
-        if reply is None:
-            self.open.append(request)
-            request.notifyFinish().addCallbacks(
-                lambda _: self.open.remove(request), self._left, (), {}, (request,)
-            )
-        else:
+        if isinstance(reply, Reply):
             write(request, reply)
+            return NOT_DONE_YET
+        self.open.append(request)
+        request.notifyFinish().addCallbacks(self._finished, self._left, (request,), {}, (request, reply))
+        if reply is not None:
+            reply.addCallback(lambda given: write(request, given)).addErrback(
+                lambda failure: failure.trap(CancelledError)
+            )
         return NOT_DONE_YET
 
     def stop(self) -> Deferred[None]:
@@ -127,9 +130,14 @@ class HttpsHomeserver(Resource):
         stopping: Deferred[None] = maybeDeferred(self._port.stopListening)
         return stopping
 
-    def _left(self, _: object, request: Any) -> None:
+    def _finished(self, _: object, request: Any) -> None:
+        self.open.remove(request)
+
+    def _left(self, _: object, request: Any, reply: Deferred[Reply] | None) -> None:
         self.gone += 1
         self.open.remove(request)
+        if reply is not None:
+            reply.cancel()
 
 
 def write(request: Any, reply: Reply) -> None:
