@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred, gatherResults
 
 from synapse_lb.client.channel import Channel
-from synapse_lb.client.connector import AssociationInfo, Connector
+from synapse_lb.client.connector import AssociationInfo, Connector, fixed
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.discovery import Discovered, Discovery, home_of
 from synapse_lb.client.errors import BadRequest, ClientError, HttpsUnknown, RequestTimeout
@@ -125,17 +125,8 @@ class LowBandwidthClient(Observer):
         verification = verification or ClientVerification.system()
         fallback = fallback or Fallback()
         home = home_of(server)
-        self._switch: Switch | None = None
-        if home is None:
-            uri = parse_server(server)
-            connector = Connector(
-                reactor,
-                lambda: succeed(uri),
-                verification=verification,
-                keylog=keylog,
-                timeout=connect_timeout,
-            )
-        else:
+        self._switch = None
+        if home is not None:
             self._switch = Switch(
                 reactor,
                 home,
@@ -145,13 +136,14 @@ class LowBandwidthClient(Observer):
                 random=self._random,
                 on_change=on_transport,
             )
-            connector = Connector(
-                reactor,
-                self._switch.address,
-                verification=verification,
-                keylog=keylog,
-                timeout=fallback.patience if connect_timeout is None else connect_timeout,
-            )
+            connect_timeout = connect_timeout or fallback.patience
+        connector = Connector(
+            reactor,
+            fixed(parse_server(server)) if self._switch is None else self._switch.address,
+            verification=verification,
+            keylog=keylog,
+            timeout=connect_timeout,
+        )
         self._keeper = Keeper(connector, self._make_channel, session)
         if self._switch is not None:
             self._switch.attach(self._keeper)

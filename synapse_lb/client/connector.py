@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.address import IPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from synapse_lb.client import errors
@@ -112,6 +112,11 @@ class Connector:
             ).addErrback(_translate)
 
         return self._address().addCallback(handshake)
+
+
+def fixed(uri: CoapUri) -> Callable[[], Deferred[CoapUri]]:
+    """The `address` of a server that need not be found."""
+    return lambda: succeed(uri)
 
 
 def traffic_of(association: ClientAssociation) -> Traffic:

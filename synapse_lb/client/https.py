@@ -309,7 +309,7 @@ def _client_error(error: Exception) -> errors.ClientError:
     for reason in reasons:
         if reason.check(HandshakeFailed):
             return errors.CertificateError(str(reason.value))
-        if reason.check(SSL.Error):
+        if isinstance(reason.value, SSL.Error):
             text, _ = describe_openssl_error(reason.value)
             if "certificate verify failed" in text:
                 return errors.CertificateError(f"the server's certificate is not accepted: {text}")

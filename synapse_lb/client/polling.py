@@ -7,7 +7,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from synapse_lb.client.errors import BadResponse, ClientError, RequestFailed
-from synapse_lb.client.registration import Incoming, Registration
+from synapse_lb.client.registration import Incoming, RegisterAgain, Registration
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.options import Options
@@ -20,11 +20,13 @@ class HttpsRegistration(Registration):
 
     Args:
         answer: of the request, which is under way.
+        is_long: whether the server may hold the answer back.
     """
 
-    def __init__(self, answer: Deferred[MatrixResponse]) -> None:
+    def __init__(self, answer: Deferred[MatrixResponse], *, is_long: bool) -> None:
         super().__init__(Carried())
         self._answer = answer
+        self._is_long = is_long
         answer.addCallbacks(self._answered, self._failed)
 
     def confirm(self) -> None:
@@ -40,6 +42,12 @@ class HttpsRegistration(Registration):
         if self.open:
             self.open = False
             self._answer.cancel()
+
+    def give_way(self) -> None:
+        """End a long poll, because there is something better; it has been acknowledged no further for it."""
+        if self.open and self._is_long:
+            self.forget()
+            self._fail(RegisterAgain("CoAP works again"))
 
     def _answered(self, answer: MatrixResponse) -> None:
         if self.open:

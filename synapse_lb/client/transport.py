@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
+from weakref import WeakSet
 
 import attrs
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
@@ -171,6 +172,7 @@ class Switch:
         self._found: Discovered | None = None
         self._timer: Any = None
         self._probing: Deferred[Any] | None = None
+        self._polls: WeakSet[HttpsRegistration] = WeakSet()
         self._closed = False
 
     def attach(self, keeper: Keeper) -> None:
@@ -258,9 +260,10 @@ class Switch:
                 self._fall_back(error)
         found = await self._base()
         path, query = full_path(subject.path), subject.parameters(asking)
-        return HttpsRegistration(
-            self._https.request(subject.method, found.base_url, path, query, subject.json, token)
-        )
+        answer = self._https.request(subject.method, found.base_url, path, query, subject.json, token)
+        poll = HttpsRegistration(answer, is_long=asking.timeout is not None)
+        self._polls.add(poll)
+        return poll
 
     def associated(self) -> None:
         """Use CoAP, because there is an association."""
@@ -270,6 +273,8 @@ class Switch:
             self._timer = None
         if self.transport is not Transport.COAP:
             self._change(TransportChange(Transport.COAP))
+            for poll in list(self._polls):
+                poll.give_way()
 
     def network_changed(self) -> None:
         """Try CoAP again at once, if requests go over HTTPS."""

@@ -72,7 +72,8 @@ class HttpsHomeserver(Resource):
     isLeaf = True
 
     def __init__(self, certificate: Certificate | None, answer: Answer | None = None) -> None:
-        super().__init__()
+        initialise: Any = super().__init__  # Twisted's has no annotations
+        initialise()
         self.seen: list[Seen] = []
         self.discovered: list[str] = []
         self.replies: dict[str, Reply] = {

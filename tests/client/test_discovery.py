@@ -125,15 +125,8 @@ class LookUpTests(DiscoveryCase):
 
 class RefusedTests(DiscoveryCase):
     async def test_well_known_makes_no_sense(self) -> None:
-        for body in (
-            b"",
-            b"<html>",
-            b"[" * 10_000,
-            [],
-            {},
-            {"m.homeserver": 1},
-            {"m.homeserver": {"base_url": 1}},
-        ):
+        nonsense: list[Any] = [b"", b"<html>", b"[" * 10_000, [], {}]
+        for body in (*nonsense, {"m.homeserver": 1}, {"m.homeserver": {"base_url": 1}}):
             self.server.replies[WELL_KNOWN] = Reply(body=body)
             await self.refused("names no homeserver")
 

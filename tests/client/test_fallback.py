@@ -347,9 +347,10 @@ class UnderWayTests(FallbackCase):
     async def test_it_is_repeated_once(self) -> None:
         server = self.coap()
         waiting = self.client().request("GET", WAIT)
-        for number in (1, 2):
-            await until(lambda number=number: len(self.dispatcher.requests) == number)
-            server.dtls.close(number)
+        await until(lambda: len(self.dispatcher.requests) == 1)
+        server.dtls.close(1)
+        await until(lambda: len(self.dispatcher.requests) == 2)
+        server.dtls.close(2)
         await self.assertFailure(waiting, ConnectionLost)
         self.assertEqual(self.over_https, [])
 
