@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json as json_text
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -27,6 +28,11 @@ from synapse_lb.txdtls.errors import HandshakeFailed, describe_openssl_error
 
 USER_AGENT: Final = "synapse-lb"
 METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+
+_URL: Final = re.compile(r"https?://[!-~]+")
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_HEADERS: Final = re.compile(r"[^\t -~\x80-\U0010ffff]")
+"""RFC 9110 sections 5.1 and 5.5."""
 
 CONNECTION_REUSE: Final = 25
 """Seconds that an idle connection is kept: less than servers and the proxies before them do (30 s and more), so that
@@ -126,13 +132,13 @@ class HttpsTransport:
             return _failed(errors.ClientClosed("the client is closed"))
         if method not in METHODS:
             return _failed(errors.BadRequest(f"there is no method {method!r}"))
-        try:
-            url.encode("ascii")
-            sent = Headers(
-                {"User-Agent": [USER_AGENT], **{name: [value] for name, value in (headers or {}).items()}}
-            )
-        except (UnicodeEncodeError, ValueError) as error:
-            return _failed(errors.BadRequest(f"the request has no form in HTTP: {error}"))
+        if not _URL.fullmatch(url):
+            return _failed(errors.BadRequest("the URL has characters that must be percent-encoded"))
+        sent = Headers({"User-Agent": [USER_AGENT]})
+        for name, value in (headers or {}).items():
+            if not _HEADER_NAME.fullmatch(name) or _NOT_IN_HEADERS.search(value):
+                return _failed(errors.BadRequest(f"the header {name!r} has no form in HTTP"))
+            sent.setRawHeaders(name, [value])
         limit = self._limits.timeout if timeout is None else timeout
         work = Deferred.fromCoroutine(self._fetch(method, url, sent, body))
         work.addTimeout(limit, self._reactor, _out_of_time)

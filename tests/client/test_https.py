@@ -115,9 +115,11 @@ class RequestTests(HttpsCase):
             ("PUT", PATH, {"a": {1}}),
         ):
             await self.assertFailure(transport.request(method, self.server.url, path, (), body), BadRequest)
-        await self.assertFailure(
-            transport.fetch("GET", self.server.url + PATH, headers={"a\r\nb": "c"}), BadRequest, ConnectError
-        )
+        for name, value in (("a\r\nb", "c"), ("", "c"), ("a", "b\r\nc: d"), ("a", "\0")):
+            await self.assertFailure(
+                transport.fetch("GET", self.server.url + PATH, headers={name: value}), BadRequest
+            )
+        await self.assertFailure(transport.fetch("GET", self.server.url + "/a b"), BadRequest)
         self.assertEqual(self.server.seen, [])
 
 
