@@ -145,7 +145,7 @@ class HttpsTransport:
         work.addTimeout(limit, self._reactor, _out_of_time)
         self._under_way.add(work)
         work.addBoth(self._finished, work)
-        return work
+        return _cancellable(work)
 
     def request(
         self,
@@ -256,10 +256,10 @@ class HttpsTransport:
         except errors.ClientError:
             raise
         except Exception as error:
+            if self._closed:
+                raise errors.ClientClosed("the client was closed") from None
             if any(reason.check(CancelledError) for reason in _reasons(error)):
-                raise (
-                    errors.ClientClosed("the client was closed") if self._closed else CancelledError
-                ) from None
+                raise CancelledError from None
             raise _client_error(error) from error
 
     def _finished(self, result: Any, work: Deferred[HttpsResponse]) -> Any:
@@ -332,6 +332,25 @@ async def _collect(response: Any, limit: int) -> bytes:
     collector = _Collector(limit)
     response.deliverBody(collector)
     return await collector.done
+
+
+def _cancellable(work: Deferred[HttpsResponse]) -> Deferred[HttpsResponse]:
+    """The same, but who cancels it gets CancelledError, whatever Twisted makes of that while it connects."""
+    cancelled = False
+
+    def cancel(_: object) -> None:
+        nonlocal cancelled
+        cancelled = True
+        work.cancel()
+
+    def done(value: HttpsResponse | Failure) -> None:
+        # A Deferred that is being cancelled fails by itself.
+        if not cancelled:
+            result.callback(value)
+
+    result: Deferred[HttpsResponse] = Deferred(cancel)
+    work.addBoth(done)
+    return result
 
 
 def _reasons(error: Exception) -> list[Failure]:

@@ -127,7 +127,9 @@ class PollingSubscription:
 
         def done(result: MatrixResponse | Failure | None) -> None:
             self._work = None
-            if isinstance(result, Failure) and not result.check(CancelledError):
+            if isinstance(result, Failure):
+                if result.check(CancelledError):
+                    return
                 # The observer's own sync finds out what is wrong, or that nothing is.
                 self._log.failure("A poll for news failed", failure=result)
             if isinstance(result, MatrixResponse) and not self._closed:

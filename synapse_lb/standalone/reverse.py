@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -22,7 +22,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 from twisted.web.server import Request as SiteRequest
 
-from synapse_lb.client.errors import ClientError
+from synapse_lb.client.errors import ClientError, ConnectionLost
 from synapse_lb.standalone.rewriting import goes_over_tcp
 from synapse_lb.standalone.upstream import Upstream, changed_answer
 
@@ -109,8 +109,15 @@ class ReverseProxy(Resource):
             _answer(request, 404, {"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"})
             return NOT_DONE_YET
         passing = Deferred.fromCoroutine(self._pass_on(request, path))
-        request.notifyFinish().addErrback(lambda _: passing.cancel())
-        passing.addErrback(self._failed, request)
+        gone = False
+
+        def left(_: Failure) -> None:
+            nonlocal gone
+            gone = True
+            passing.cancel()
+
+        request.notifyFinish().addErrback(left)
+        passing.addErrback(lambda failure: None if gone else self._failed(failure, request))
         return NOT_DONE_YET
 
     async def _pass_on(self, request: Any, path: str) -> None:
@@ -130,7 +137,7 @@ class ReverseProxy(Resource):
             request.finish()
             response.deliverBody(Protocol())
             return
-        streaming = _Stream(request)
+        streaming = Stream(request)
         response.deliverBody(streaming)
         await streaming.done
         request.finish()
@@ -172,8 +179,6 @@ class ReverseProxy(Resource):
                 request.responseHeaders.setRawHeaders(name, values)
 
     def _failed(self, failure: Failure, request: Any) -> None:
-        if failure.check(CancelledError):
-            return
         if not failure.check(ClientError):
             self._log.failure("A request could not be passed on", failure=failure)
         self._upstream.counters.failures += 1
@@ -185,7 +190,7 @@ class ReverseProxy(Resource):
             _answer(request, 502, error)
 
 
-class _Stream(Protocol):
+class Stream(Protocol):
     """Passes a response's body on as fast as the client takes it."""
 
     def __init__(self, request: Any) -> None:
@@ -210,7 +215,7 @@ class _Stream(Protocol):
         if reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(None)
         else:
-            self.done.errback(reason)
+            self.done.errback(ConnectionLost(f"the answer broke off: {reason.getErrorMessage()}"))
 
     def _stop(self) -> None:
         transport: Any = self.transport
