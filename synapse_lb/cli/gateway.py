@@ -41,72 +41,81 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ports = parser.add_argument_group("where it stands")
-    ports.add_argument("--local", metavar="URL", required=True, help="the homeserver's base URL")
-    ports.add_argument("--local-ca", metavar="FILE", help="authorities to trust for --local, in PEM")
-    ports.add_argument("--tls-cert", metavar="FILE", required=True, help="certificate chain, in PEM")
-    ports.add_argument("--tls-key", metavar="FILE", required=True, help="its private key, in PEM")
-    ports.add_argument(
+    _add_places(parser.add_argument_group("where it stands"))
+    _add_advertisement(parser.add_argument_group("what clients are told"))
+    _add_bounds(parser.add_argument_group("bounds"))
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="tell on standard error what happens, too"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_places(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--local", metavar="URL", required=True, help="the homeserver's base URL")
+    group.add_argument("--local-ca", metavar="FILE", help="authorities to trust for --local, in PEM")
+    group.add_argument("--tls-cert", metavar="FILE", required=True, help="certificate chain, in PEM")
+    group.add_argument("--tls-key", metavar="FILE", required=True, help="its private key, in PEM")
+    group.add_argument(
         "--bind", metavar="ADDRESS:PORT", default=f"0.0.0.0:{DEFAULT_PORT}", help="default: %(default)s"
     )
-    told = parser.add_argument_group("what clients are told")
-    told.add_argument(
+
+
+def _add_advertisement(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--advertise",
         metavar="URL",
         help="HTTPS address of the gateway: it takes the place of the homeserver's in answers, and a reverse proxy "
         "listens on the TCP port of the same number",
     )
-    told.add_argument(
+    group.add_argument(
         "--advertise-port",
         type=_port,
         metavar="PORT",
         help="UDP port that /versions names (default: that of --bind)",
     )
-    told.add_argument(
+    group.add_argument(
         "--no-tcp", action="store_true", help="no reverse proxy: --advertise names one of your own"
     )
-    told.add_argument("--no-observe", action="store_true", help="/sync cannot be observed")
-    told.add_argument(
+    group.add_argument("--no-observe", action="store_true", help="/sync cannot be observed")
+    group.add_argument(
         "--x-forwarded-for",
         action="store_true",
         help="tell the homeserver the clients' addresses in X-Forwarded-For",
     )
-    bounds = parser.add_argument_group("bounds")
-    bounds.add_argument(
+
+
+def _add_bounds(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--timeout",
         type=_seconds,
         default=120.0,
         metavar="S",
         help="for an answer of the homeserver (%(default)g)",
     )
-    bounds.add_argument(
+    group.add_argument(
         "--poll-timeout",
         type=_seconds,
         default=30.0,
         metavar="S",
         help="of long polls for observers (%(default)g)",
     )
-    bounds.add_argument(
+    group.add_argument(
         "--idle-timeout",
         type=_seconds,
         default=86400.0,
         metavar="S",
         help="until a silent client goes (%(default)g)",
     )
-    bounds.add_argument(
+    group.add_argument(
         "--max-requests",
         type=_positive,
         default=2000,
         metavar="N",
         help="at once, at the homeserver (%(default)d)",
     )
-    bounds.add_argument(
+    group.add_argument(
         "--max-associations", type=_positive, default=5000, metavar="N", help="clients (%(default)d)"
     )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="tell on standard error what happens, too"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:

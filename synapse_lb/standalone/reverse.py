@@ -225,8 +225,9 @@ class Stream(Protocol):
 
 def site(upstream: Upstream) -> Site:
     """What listens on the TCP port."""
-    made: Any = Site
-    return made(ReverseProxy(upstream), requestFactory=BoundedRequest, timeout=IDLE_TIMEOUT)  # type: ignore[no-any-return]
+    untyped: Any = Site
+    made: Site = untyped(ReverseProxy(upstream), requestFactory=BoundedRequest, timeout=IDLE_TIMEOUT)
+    return made
 
 
 def _has_body(request: Request) -> bool:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import redirect_stderr
+import re
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,6 +16,7 @@ from synapse_lb.cli.main import build_parser
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.standalone.service import ServiceOptions
 from synapse_lb.txdtls.context import ClientVerification
+from tests.project.sources import ROOT
 
 NEEDED = ("--local", "http://localhost:8008", "--tls-cert", "c.pem", "--tls-key", "k.pem")
 
@@ -22,6 +24,22 @@ NEEDED = ("--local", "http://localhost:8008", "--tls-cert", "c.pem", "--tls-key"
 def parsed(*arguments: str) -> argparse.Namespace:
     """The arguments, with those that are needed."""
     return build_parser(["gateway"]).parse_args(["gateway", *NEEDED, *arguments])
+
+
+class DocumentTests(SynchronousTestCase):
+    def test_options(self) -> None:
+        """`docs/gateway.md` names every option, and none that there is not; its defaults are the command's."""
+        text = (ROOT / "docs" / "gateway.md").read_text().partition("## Options")[2].partition("\n## ")[0]
+        named = set(re.findall(r"^\| `.*?(--[a-z-]+)", text, re.MULTILINE))
+        with redirect_stdout(StringIO()) as printed:
+            self.assertRaises(SystemExit, parsed, "--help")
+        self.assertEqual(named, set(re.findall(r"(--[a-z-]+)", printed.getvalue())) - {"--help"})
+        for name in ("timeout", "poll_timeout", "idle_timeout", "max_requests", "max_associations"):
+            default = getattr(parsed(), name)
+            row = next(
+                line for line in text.splitlines() if line.startswith(f"| `--{name.replace('_', '-')} ")
+            )
+            self.assertTrue(row.endswith(f"; {default:g} |"), row)
 
 
 class OptionsTests(SynchronousTestCase):
