@@ -24,7 +24,7 @@ from twisted.web.server import Request as SiteRequest
 
 from synapse_lb.client.errors import ClientError, ConnectionLost
 from synapse_lb.standalone.rewriting import goes_over_tcp
-from synapse_lb.standalone.upstream import Upstream, changed_answer
+from synapse_lb.standalone.upstream import BUSY, BUSY_DELAY, Upstream, changed_answer
 
 MAX_UPLOAD: Final = 100 * 1024 * 1024
 """Bytes of a request's body; the homeserver has a limit of its own."""
@@ -108,6 +108,10 @@ class ReverseProxy(Resource):
         if not goes_over_tcp(path):
             _answer(request, 404, {"errcode": "M_UNRECOGNIZED", "error": "Unrecognized request"})
             return NOT_DONE_YET
+        if not self._upstream.enter():
+            request.setHeader(b"Retry-After", str(round(BUSY_DELAY)).encode("ascii"))
+            _answer(request, BUSY.status, BUSY.body)
+            return NOT_DONE_YET
         passing = Deferred.fromCoroutine(self._pass_on(request, path))
         gone = False
 
@@ -118,6 +122,7 @@ class ReverseProxy(Resource):
 
         request.notifyFinish().addErrback(left)
         passing.addErrback(lambda failure: None if gone else self._failed(failure, request))
+        passing.addBoth(lambda _: self._upstream.leave())
         return NOT_DONE_YET
 
     async def _pass_on(self, request: Any, path: str) -> None:

@@ -47,7 +47,7 @@ class Upstream:
         url: its base URL.
         advertisement: what clients are told; may be set later.
         forwarded_for: whether it is told the clients' addresses in X-Forwarded-For.
-        max_requests: requests under way; one more is answered with 503.
+        max_requests: requests under way, over CoAP and TCP together; one more is answered with 503.
         verification: how its certificate is checked, if it has one.
         limits: bounds of HTTP.
 
@@ -88,16 +88,25 @@ class Upstream:
             return succeed(
                 matrix_error(404, "M_UNRECOGNIZED", "Only the client-server API is served over CoAP")
             )
-        if self._under_way >= self._max_requests:
-            self.counters.busy += 1
-            busy = matrix_error(503, "M_LIMIT_EXCEEDED", "Too much is under way")
-            return succeed(attrs.evolve(busy, retry_after=BUSY_DELAY))
-        self.counters.requests += 1
-        self._under_way += 1
+        if not self.enter():
+            return succeed(BUSY)
         asked = self._ask(request, path, client)
         asked.addBoth(self._finished)
         asked.addCallbacks(lambda answer: self._changed(path, answer), self._failed)
         return asked
+
+    def enter(self) -> bool:
+        """Begin a request, which ends with `leave`; False if there are too many."""
+        if self._under_way >= self._max_requests:
+            self.counters.busy += 1
+            return False
+        self.counters.requests += 1
+        self._under_way += 1
+        return True
+
+    def leave(self) -> None:
+        """End a request."""
+        self._under_way -= 1
 
     def close(self) -> Deferred[None]:
         """Cancel what is under way. Idempotent.
@@ -115,7 +124,7 @@ class Upstream:
         )
 
     def _finished(self, result: Any) -> Any:
-        self._under_way -= 1
+        self.leave()
         return result
 
     def _changed(self, path: str, answer: MatrixResponse) -> MatrixResponse:
@@ -162,3 +171,9 @@ def changed_answer(
 def matrix_error(status: int, errcode: str, error: str) -> MatrixResponse:
     """A Matrix error."""
     return MatrixResponse(status, {"errcode": errcode, "error": error})
+
+
+BUSY: Final = attrs.evolve(
+    matrix_error(503, "M_LIMIT_EXCEEDED", "Too much is under way"), retry_after=BUSY_DELAY
+)
+"""What gets who is one too many."""

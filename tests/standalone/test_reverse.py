@@ -183,6 +183,17 @@ class TroubleTests(ReverseCase):
         await until(lambda: self.server.gone)
         self.assertEqual(self.counters.failures, 0)
 
+    async def test_too_much_at_once(self) -> None:
+        self.front(self.upstream(max_requests=1))
+        waiting = self.asker.fetch("GET", self.url + WAIT)
+        await until(lambda: self.server.open)
+        refused = await self.asker.fetch("GET", self.url + MEDIA)
+        self.assertEqual((refused.status, refused.header("retry-after")), (503, "5"))
+        waiting.cancel()
+        await self.assertFailure(waiting, CancelledError)
+        await until(lambda: self.server.gone)
+        self.assertEqual((await self.asker.fetch("GET", self.url + MEDIA)).status, 200)
+
     async def test_the_homeserver_breaks_off(self) -> None:
         asking = Deferred.fromCoroutine(self.asker.open(b"GET", (self.url + WAIT).encode(), Headers(), None))
         await until(lambda: self.server.open)
