@@ -15,9 +15,9 @@ from synapse_lb.client.https import HttpsTransport
 from synapse_lb.standalone.service import GatewayService, ServiceError, ServiceOptions
 from tests.client.harness import REACTOR, Certificate, LoopbackTestCase, until
 from tests.client.https_server import HttpsHomeserver, Reply, Seen
+from tests.server.observing import SLIDING
 
 PATH = "/_matrix/client/v3/a"
-SYNC = "/_matrix/client/v3/sync"
 
 
 class ServiceCase(LoopbackTestCase):
@@ -113,6 +113,14 @@ class ServiceTests(ServiceCase):
         client = self.asking(f"coaps://127.0.0.1:{service.port}")
         observation = client.observe_sync(None, lambda body: None, token="t")
         await until(lambda: observation.state is State.POLLING)
+
+    async def test_sliding_sync_is_polled(self) -> None:
+        self.homeserver.replies[SLIDING] = Reply(body={"pos": "1"})
+        service = self.service()
+        client = self.asking(f"coaps://127.0.0.1:{service.port}")
+        observation = client.observe(SLIDING, json={}, handler=lambda body: None, token="t")
+        await until(lambda: observation.state is not State.REGISTERING)
+        self.assertIs(observation.state, State.POLLING)
 
 
 class CertificateTests(ServiceCase):
