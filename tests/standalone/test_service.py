@@ -13,6 +13,7 @@ from synapse_lb.client import ClientVerification, LowBandwidthClient, State, Tra
 from synapse_lb.client.errors import CertificateError, ConnectionLost, DiscoveryError
 from synapse_lb.client.https import HttpsTransport
 from synapse_lb.standalone.service import GatewayService, ServiceError, ServiceOptions
+from synapse_lb.testing.throwaway import free_ports
 from tests.client.harness import REACTOR, Certificate, LoopbackTestCase, until
 from tests.client.https_server import HttpsHomeserver, Reply, Seen
 from tests.server.observing import SLIDING
@@ -41,7 +42,7 @@ class ServiceCase(LoopbackTestCase):
             certificate_path=self.certificate.path,
             key_path=self.certificate.key_path,
             address="127.0.0.1",
-            port=0,
+            port=free_ports().https if "advertise" in settings else 0,
         )
         service = GatewayService(REACTOR, attrs.evolve(options, **settings))
         self.addCleanup(service.stop)
