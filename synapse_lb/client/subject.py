@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import json as json_text
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -170,12 +169,19 @@ class MatrixSubject:
         """See `Subject`."""
         return self.initial and (since is None or FULL_STATE in self.query)
 
+    @property
+    def method(self) -> str:
+        """What asks for it over HTTP."""
+        return "GET" if self.json is NO_BODY else "POST"
+
+    def parameters(self, asking: Asking) -> Pairs:
+        """The query of a request."""
+        left_out, added = asking.changes([name for name, _ in self.query], self.cursor)
+        return (*(pair for pair in self.query if pair[0] not in left_out), *added)
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
-        left_out, added = asking.changes([name for name, _ in self.query], self.cursor)
-        pairs = (*(pair for pair in self.query if pair[0] not in left_out), *added)
-        method = "GET" if self.json is NO_BODY else "POST"
-        request = self.dialect.request(method, self.path, pairs, self.json, carried)
+        request = self.dialect.request(self.method, self.path, self.parameters(asking), self.json, carried)
         if asking.observe is None:
             return attrs.evolve(request, q_block=True)
         code = Code.FETCH if request.code == Code.POST else request.code
@@ -279,18 +285,3 @@ def decoded(response: CoapResponse, x1: X1Sender | None = None) -> MatrixRespons
 
 Handler = Callable[[Any], Any]
 """Takes what was read; returns None, or an awaitable that fires when it has been processed."""
-
-
-def sync_query(
-    filter: str | Mapping[str, Any] | None, set_presence: str | None, *, full_state: bool
-) -> Pairs:
-    """The query of a `/sync` but for its place."""
-    query: list[tuple[str, str]] = []
-    if filter is not None:
-        text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
-        query.append(("filter", text))
-    if set_presence is not None:
-        query.append(("set_presence", set_presence))
-    if full_state:
-        query.append(FULL_STATE)
-    return tuple(query)
