@@ -31,8 +31,9 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "server": WIRE,
     "homeserver": WIRE | {"server"},
     "client": WIRE,
+    "proxy": WIRE | {"client"},
     "testing": WIRE | {"server", "homeserver", "client"},
-    "cli": WIRE | {"client", "testing"},
+    "cli": WIRE | {"client", "proxy", "testing"},
     "(top)": frozenset({"homeserver"}),
 }
 """What each room may import of the others. ``(top)`` is `synapse_lb/__init__.py`; every room may import its version."""
