@@ -138,20 +138,37 @@ async def _serve(arguments: argparse.Namespace, terminal: Terminal) -> int:
             "warning: anybody who reaches this address can use the proxy, and reads what is said with it: "
             "HTTP is not encrypted. Put a reverse proxy with TLS before it."
         )
-    stopped: Deferred[None] = Deferred()
-    take_back = terminal.on_interrupt(lambda: stopped.callback(None))
     line = None if arguments.quiet else StatisticsLine(terminal, proxy)
-    trigger = terminal.reactor.addSystemEventTrigger("before", "shutdown", proxy.close)
+    finished: Deferred[None] = Deferred()
     try:
-        await stopped
+        await _until_stopped(terminal, finished)
     finally:
-        take_back()
-        terminal.reactor.removeSystemEventTrigger(trigger)
         await listening.stopListening()
         await proxy.close()
         if line is not None:
             line.end()
+        finished.callback(None)
     return EXIT_OK
+
+
+async def _until_stopped(terminal: Terminal, finished: Deferred[None]) -> None:
+    """Wait for an interrupt, or for a signal that stops the reactor, which then waits until all is finished."""
+    from twisted.internet.defer import Deferred
+
+    stopped: Deferred[bool] = Deferred()
+
+    def shut_down() -> Deferred[None]:
+        stopped.callback(True)
+        return finished
+
+    take_back = terminal.on_interrupt(lambda: stopped.callback(False))
+    trigger = terminal.reactor.addSystemEventTrigger("before", "shutdown", shut_down)
+    try:
+        by_reactor = await stopped
+    finally:
+        take_back()
+    if not by_reactor:
+        terminal.reactor.removeSystemEventTrigger(trigger)
 
 
 class StatisticsLine:

@@ -110,6 +110,11 @@ class Associations:
         return total
 
     @property
+    def under_way(self) -> int:
+        """Requests that are not answered yet."""
+        return sum(association.users for association in self._open.values())
+
+    @property
     def observations(self) -> int:
         """Observations of `/sync` that there are."""
         return sum(len(association.syncs) for association in self._open.values())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -46,6 +47,7 @@ class Proxy:
     Args:
         reactor: Twisted's reactor.
         options: the configuration.
+        make_client: makes what speaks CoAP, given a DTLS session to resume or None; None makes it as the options say.
 
     Attributes:
         statistics: what it has done.
@@ -53,7 +55,12 @@ class Proxy:
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, options: ProxyOptions) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        options: ProxyOptions,
+        make_client: Callable[[bytes | None], LowBandwidthClient] | None = None,
+    ) -> None:
         self._reactor = reactor
         self._options = options
         self._https = (
@@ -63,7 +70,7 @@ class Proxy:
         self._tally = Tally()
         self._associations = Associations(
             reactor,
-            self._make_client,
+            make_client or self._make_client,
             self._make_syncs,
             most=options.max_associations,
             idle_timeout=options.idle_timeout,
@@ -101,6 +108,7 @@ class Proxy:
         return {
             "uptime_seconds": round(self._reactor.seconds() - self._began, 1),
             **summary(self.statistics, traffic),
+            "requests_under_way": self._associations.under_way,
             "lean": self._options.lean,
             "on_detour": self._on_detour,
             "associations": len(self._associations),
