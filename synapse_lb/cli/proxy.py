@@ -122,7 +122,7 @@ async def _serve(arguments: argparse.Namespace, terminal: Terminal) -> int:
     from synapse_lb.proxy.web import make_site
 
     host, port = parse_listen(arguments.listen)
-    options = _options(arguments)
+    options = configuration(arguments)
     proxy = Proxy(terminal.reactor, options)
     try:
         site = make_site(proxy, max_body=options.max_body)
@@ -215,7 +215,7 @@ class StatisticsLine:
         self._last = text
 
 
-def _options(arguments: argparse.Namespace) -> ProxyOptions:
+def configuration(arguments: argparse.Namespace) -> ProxyOptions:
     """The proxy's configuration.
 
     Raises:
