@@ -20,7 +20,7 @@ from synapse_lb.client.errors import (
     TooManyRequests,
 )
 from synapse_lb.client.persistence import Heartbeat, Persistence
-from synapse_lb.client.registration import Registration
+from synapse_lb.client.registration import CoapRegistration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
 from synapse_lb.coap import events
@@ -74,7 +74,7 @@ class Channel:
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
-        self._registrations: dict[int, tuple[Registration, float]] = {}
+        self._registrations: dict[int, tuple[CoapRegistration, float]] = {}
         self._heard_at = float("-inf")
         self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
@@ -156,7 +156,7 @@ class Channel:
             self._endpoint.ping(_SERVER, self._driver.now())
         self._driver.flush()
 
-    def observe(self, request: CoapRequest, registration: Registration) -> int:
+    def observe(self, request: CoapRequest, registration: CoapRegistration) -> int:
         """Send a request with Observe, and give the registration what comes of it.
 
         Returns:
@@ -308,7 +308,7 @@ class Channel:
             # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
             self._why_lost = str(error)
             self.close()
-        if isinstance(what, Registration):
+        if isinstance(what, CoapRegistration):
             what.failed(error)
             self._rest()
         elif not what.called:

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
-import json as json_text
 import random as random_module
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from synapse_lb.client.channel import Channel
-from synapse_lb.client.connector import AssociationInfo, Connector
+from synapse_lb.client.connector import AssociationInfo, Connector, fixed
 from synapse_lb.client.counters import Traffic
-from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
+from synapse_lb.client.discovery import Discovered, Discovery, home_of
+from synapse_lb.client.errors import BadRequest, ClientError, HttpsUnknown, RequestTimeout
+from synapse_lb.client.https import HttpsResponse
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.observing import Observer
 from synapse_lb.client.persistence import Persistence
-from synapse_lb.client.registration import Registration
+from synapse_lb.client.query import Query, pairs_of
+from synapse_lb.client.registration import CoapRegistration, Registration
 from synapse_lb.client.sticky import Carried, StickySender
 from synapse_lb.client.subject import (
     Asking,
@@ -27,9 +30,9 @@ from synapse_lb.client.subject import (
     MatrixSubject,
     RawSubject,
     Subject,
-    cursor_of,
     decoded,
 )
+from synapse_lb.client.transport import Call, Fallback, Switch, Transport, TransportChange
 from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
@@ -40,15 +43,12 @@ from synapse_lb.msc3079.options import ACCESS_TOKEN
 from synapse_lb.txdtls.context import ClientVerification
 
 T = TypeVar("T")
-Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 
 KEY_VERSIONS: Final = (None, 1)
-SYNC_PATH: Final = "/_matrix/client/r0/sync"
-"""The one that has a path code."""
 _MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
-class LowBandwidthClient:
+class LowBandwidthClient(Observer):
     """Speaks MSC3079 with one homeserver, over one DTLS association that all calls share.
 
     The first request makes the association; when it has ended, the next request makes a new one and resumes
@@ -60,7 +60,9 @@ class LowBandwidthClient:
 
     Args:
         reactor: Twisted's reactor.
-        server: `coaps://host:port` or `host:port`; the port is 5684 if it is not given.
+        server: `https://example.com` or a user id `@alice:example.com`, and the homeserver is discovered, and asked
+            over HTTPS where and while CoAP does not work; or `coaps://host:port` or `host:port`, and there is only
+            CoAP. The port is 5684 if it is not given.
         verification: how the server's certificate is checked; None trusts the system's authorities.
         key_version: version of the integer keys in bodies, which answers are asked to have too, with option 257
             once for each association. A server that answers 4.02 to it is not asked again and gets text keys.
@@ -73,7 +75,11 @@ class LowBandwidthClient:
             and no further offer on this association.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
-        connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
+        connect_timeout: seconds that a handshake may take; None leaves it to `fallback` where there is HTTPS, and
+            else to the DTLS layer.
+        fallback: how the client falls back to HTTPS and returns.
+        discovery: finds homeservers; to be shared by several clients. None makes one of the client's own.
+        on_transport: told when requests go another way, and each time that CoAP was tried again in vain.
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
@@ -97,6 +103,9 @@ class LowBandwidthClient:
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
         connect_timeout: float | None = None,
+        fallback: Fallback | None = None,
+        discovery: Discovery | None = None,
+        on_transport: Callable[[TransportChange], None] | None = None,
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
@@ -104,9 +113,8 @@ class LowBandwidthClient:
     ) -> None:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
+        super().__init__(key_version, path_codes)
         self._reactor = reactor
-        self._key_version = key_version
-        self._path_codes = path_codes
         self._q_block = q_block
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
@@ -114,14 +122,31 @@ class LowBandwidthClient:
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
+        verification = verification or ClientVerification.system()
+        fallback = fallback or Fallback()
+        home = home_of(server)
+        self._switch = None
+        if home is not None:
+            self._switch = Switch(
+                reactor,
+                home,
+                discovery=discovery,
+                fallback=fallback,
+                verification=verification,
+                random=self._random,
+                on_change=on_transport,
+            )
+            connect_timeout = connect_timeout or fallback.patience
         connector = Connector(
             reactor,
-            parse_server(server),
-            verification=verification or ClientVerification.system(),
+            fixed(parse_server(server)) if self._switch is None else self._switch.address,
+            verification=verification,
             keylog=keylog,
             timeout=connect_timeout,
         )
         self._keeper = Keeper(connector, self._make_channel, session)
+        if self._switch is not None:
+            self._switch.attach(self._keeper)
 
     def connect(self) -> Deferred[AssociationInfo]:
         """Make the association now, if there is none.
@@ -129,7 +154,13 @@ class LowBandwidthClient:
         Returns:
             A Deferred of what is known of it. It fails with a `ConnectError`.
         """
-        return self._keeper.ready().addCallback(lambda channel: AssociationInfo.of(channel.association))
+
+        def connected(channel: Channel) -> AssociationInfo:
+            if self._switch is not None:
+                self._switch.associated()
+            return AssociationInfo.of(channel.association)
+
+        return self._keeper.ready().addCallback(connected)
 
     def request(
         self,
@@ -159,7 +190,7 @@ class LowBandwidthClient:
             cannot be read.
         """
 
-        pairs = _pairs(query)
+        pairs = pairs_of(query)
         q_block = self._q_block is True or may_be_large(path, pairs)
 
         def encode(carried: Carried) -> CoapRequest:
@@ -178,7 +209,49 @@ class LowBandwidthClient:
                 raise BadRequest(error.message) from error
             return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
 
-        return self._limited(self._request(encode, token), timeout)
+        def coap() -> Coroutine[Any, Any, MatrixResponse]:
+            return self._request(encode, token)
+
+        if self._switch is None:
+            return self._limited(coap(), timeout)
+        return self._limited(self._switch.request(Call(method, path, pairs, json, token), coap), timeout)
+
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+    ) -> Deferred[HttpsResponse]:
+        """Make a request over HTTPS, for what is no JSON: media, redirects, web pages.
+
+        Args:
+            method: HTTP method.
+            path: percent-encoded path from its leading slash.
+            query: query parameters, not percent-encoded.
+            headers: names and values.
+            body: bytes, or None for none.
+            token: access token, for the Authorization header.
+            timeout: seconds for everything; None leaves it to `Fallback.limits`.
+
+        Returns:
+            A Deferred of the answer, whatever its status; redirects are not followed. It fails as that of
+            `request` does, and with `HttpsUnknown` if the client was made with a `coaps` address.
+        """
+        return self._limited(self._fetch(method, path, query, headers, body, token), timeout)
+
+    def discover(self) -> Deferred[Discovered]:
+        """Find out where the homeserver is.
+
+        Returns:
+            A Deferred that fails with a `DiscoveryError`, and with `HttpsUnknown` if the client was made with a
+            `coaps` address.
+        """
+        return self._limited(self._discover(), None)
 
     def raw_request(self, request: CoapRequest, *, timeout: float | None = None) -> Deferred[CoapResponse]:
         """Make a CoAP request just as it is given, without MSC3079's sticky options.
@@ -203,104 +276,18 @@ class LowBandwidthClient:
         Raises:
             ConnectionLost: there is no such socket.
         """
+        if self._switch is not None:
+            self._switch.network_changed()
         self._keeper.rebind()
 
-    def observe(
-        self,
-        path: str = SYNC_PATH,
-        query: Query | None = None,
-        *,
-        handler: Handler,
-        token: str | None = None,
-        since: str | None = None,
-        json: Any = NO_BODY,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe `/sync`, or another resource (RFC 7641), until it is stopped.
-
-        It outlives associations and restarts of the server; where the server does not notify it polls. See
-        `docs/client.md` for what is guaranteed.
-
-        Args:
-            path: percent-encoded path from its leading slash, or a path code as `/7`.
-            query: query parameters, not percent-encoded.
-            handler: is given the body of each notification, one after another. It returns None, or an awaitable
-                that fires when the body has been processed; only then is the notification acknowledged. If it
-                fails, the observation ends with its error, and the notification is not acknowledged.
-            token: access token.
-            since: where to go on, from `Observation.since` of an earlier observation; None begins anew. It is
-                `pos` for sliding sync.
-            json: the body, for resources that take one: the request is a FETCH then (RFC 8132).
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        pairs = tuple(_pairs(query))
-        cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
-        if since is None and cursor is not None:
-            since = dict(pairs).get(cursor.parameter)
-        return self._observe(subject, token, handler, since, on_change)
-
-    def observe_sync(
-        self,
-        since: str | None,
-        handler: Handler,
-        *,
-        token: str,
-        filter: str | Mapping[str, Any] | None = None,
-        set_presence: str | None = None,
-        full_state: bool = False,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe `/sync`; see `observe`.
-
-        Args:
-            since: where to go on; None begins with the initial sync.
-            handler: is given each sync body.
-            token: access token.
-            filter: id of a filter, or a filter, which may take 248 bytes of percent-encoded JSON at most.
-            set_presence: `offline`, `online` or `unavailable`.
-            full_state: whether the first body has the whole state of all rooms.
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        query: list[tuple[str, str]] = []
-        if filter is not None:
-            text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
-            query.append(("filter", text))
-        if set_presence is not None:
-            query.append(("set_presence", set_presence))
-        if full_state:
-            query.append(("full_state", "true"))
-        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
-
-    def raw_observe(
-        self,
-        request: CoapRequest,
-        handler: Callable[[CoapResponse], Any],
-        *,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe with a CoAP request just as it is given, but for Observe, and for `since` where it has one.
-
-        Args:
-            request: the request; which resource it means is seen from its path.
-            handler: as of `observe`, but it is given the response.
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        subject = RawSubject(request)
-        return self._observe(subject, None, handler, subject.since, on_change)
+    @property
+    def transport(self) -> Transport:
+        """Which way requests go now; always CoAP if the client was made with a `coaps` address."""
+        return Transport.COAP if self._switch is None else self._switch.transport
 
     @property
     def counters(self) -> Traffic:
-        """What crossed the wire so far, handshakes and earlier associations included."""
+        """What crossed the wire as UDP so far, handshakes and earlier associations included, but not HTTPS."""
         return self._keeper.traffic
 
     @property
@@ -318,7 +305,8 @@ class LowBandwidthClient:
         """
         for observation in list(self._observations):
             observation.abandon()
-        return self._keeper.close()
+        closing = [] if self._switch is None else [self._switch.close()]
+        return gatherResults([*closing, self._keeper.close()]).addCallback(lambda _: None)
 
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
         return Channel(
@@ -348,7 +336,7 @@ class LowBandwidthClient:
 
         observation = Observation(
             self._reactor,
-            lambda asking: self._register(subject, token, asking),
+            lambda asking: self._choose(subject, token, asking),
             subject,
             handler,
             since=since,
@@ -360,6 +348,13 @@ class LowBandwidthClient:
         observation.start()
         return observation
 
+    async def _choose(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
+        if self._switch is None or not isinstance(subject, MatrixSubject):
+            return await self._register(subject, token, asking)
+        return await self._switch.register(
+            subject, token, asking, lambda: self._register(subject, token, asking)
+        )
+
     async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
         if isinstance(subject, RawSubject):
             channel, carried = await self._keeper.ready(), Carried()
@@ -368,7 +363,7 @@ class LowBandwidthClient:
         else:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
-        registration = Registration(
+        registration = CoapRegistration(
             channel,
             carried,
             on_version_refused=self._key_version_refused,
@@ -376,6 +371,26 @@ class LowBandwidthClient:
         )
         registration.send(lambda: subject.request(asking, carried))
         return registration
+
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        query: Query | None,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        token: str | None,
+    ) -> HttpsResponse:
+        switch = self._with_https()
+        return await switch.fetch(method, path, query, headers=headers, body=body, token=token)
+
+    async def _discover(self) -> Discovered:
+        return await self._with_https().discover()
+
+    def _with_https(self) -> Switch:
+        if self._switch is None:
+            raise HttpsUnknown("the client was made with a coaps address: no HTTPS address is known")
+        return self._switch
 
     def _key_version_refused(self) -> None:
         self._key_version = None
@@ -428,12 +443,6 @@ class LowBandwidthClient:
             self._keeper.retire(channel)
             channel = await self._keeper.ready()
         return channel
-
-
-def _pairs(query: Query | None) -> list[tuple[str, str]]:
-    """Query parameters as pairs."""
-    pairs = query.items() if isinstance(query, Mapping) else query or ()
-    return [(name, each) for name, value in pairs for each in ([value] if isinstance(value, str) else value)]
 
 
 def _errcode(response: MatrixResponse) -> object:

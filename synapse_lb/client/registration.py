@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -37,17 +38,83 @@ class Incoming:
     last: bool
 
 
-class Registration:
-    """One registration: takes what comes from the channel, and hands it over one after another.
+class Registration(abc.ABC):
+    """One registration: hands over one after another what comes in for it.
+
+    Args:
+        carried: the sticky options that its request carries.
+
+    Attributes:
+        open: whether something may still come.
+    """
+
+    def __init__(self, carried: Carried) -> None:
+        self.carried = carried
+        self.open = True
+        self._arrived: deque[Incoming] = deque()
+        self._error: ClientError | None = None
+        self._waiter: Deferred[Incoming] | None = None
+
+    def next(self) -> Deferred[Incoming]:
+        """What has come in next; ask for one at a time. Cancelling the Deferred only ends the wait.
+
+        Returns:
+            A Deferred that fails with a `ClientError` when nothing will come any more.
+        """
+        waiter: Deferred[Incoming] = Deferred(self._stop_waiting)
+        if self._arrived:
+            waiter.callback(self._arrived.popleft())
+        elif self._error is not None:
+            waiter.errback(Failure(self._error))
+        else:
+            self._waiter = waiter
+        return waiter
+
+    @abc.abstractmethod
+    def confirm(self) -> None:
+        """Acknowledge the oldest notification, since it has been processed."""
+
+    @abc.abstractmethod
+    def deregister(self, request: CoapRequest) -> Deferred[None]:
+        """End it with a request (RFC 7641 section 3.6).
+
+        Args:
+            request: with the value 1 of Observe.
+
+        Returns:
+            A Deferred that fires when the server has answered, whatever its answer. It fails with a `ClientError`.
+        """
+
+    @abc.abstractmethod
+    def forget(self) -> None:
+        """End it in silence: notifications that are not confirmed are rejected, and so is the next one."""
+
+    def _deliver(self, incoming: Incoming) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is None:
+            self._arrived.append(incoming)
+        else:
+            waiter.callback(incoming)
+
+    def _fail(self, error: ClientError) -> None:
+        self._error = error
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.errback(Failure(error))
+
+    def _stop_waiting(self, waiter: Deferred[Incoming]) -> None:
+        if self._waiter is waiter:
+            self._waiter = None
+
+
+class CoapRegistration(Registration):
+    """A registration on an association: takes what comes from the channel.
 
     Args:
         channel: the association on which it is made.
         carried: the sticky options that its request carries.
         on_version_refused: called when the server refuses option 257.
         on_end: called once when nothing will come any more.
-
-    Attributes:
-        open: whether something may still come.
     """
 
     def __init__(
@@ -58,15 +125,11 @@ class Registration:
         on_version_refused: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
+        super().__init__(carried)
         self.channel = channel
         self.exchange: int | None = None
-        self.carried = carried
-        self.open = True
         self._on_version_refused = on_version_refused
         self._on_end = on_end
-        self._arrived: deque[Incoming] = deque()
-        self._error: ClientError | None = None
-        self._waiter: Deferred[Incoming] | None = None
 
     # what the observation asks for
 
@@ -86,21 +149,6 @@ class Registration:
                 # No wire form, or no room in a datagram: it will be the same next time.
                 raise BadRequest(str(error)) from error
             raise
-
-    def next(self) -> Deferred[Incoming]:
-        """What has come in next; ask for one at a time. Cancelling the Deferred only ends the wait.
-
-        Returns:
-            A Deferred that fails with a `ClientError` when nothing will come any more.
-        """
-        waiter: Deferred[Incoming] = Deferred(self._stop_waiting)
-        if self._arrived:
-            waiter.callback(self._arrived.popleft())
-        elif self._error is not None:
-            waiter.errback(Failure(self._error))
-        else:
-            self._waiter = waiter
-        return waiter
 
     def confirm(self) -> None:
         """Acknowledge the oldest notification, since it has been processed."""
@@ -158,19 +206,6 @@ class Registration:
         self._leave(abandoned=True)
         self._fail(error)
 
-    def _deliver(self, incoming: Incoming) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            self._arrived.append(incoming)
-        else:
-            waiter.callback(incoming)
-
-    def _fail(self, error: ClientError) -> None:
-        self._error = error
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            waiter.errback(Failure(error))
-
     def _not_deregistered(self, failure: Failure) -> Failure:
         self._leave(abandoned=True)
         return failure
@@ -186,7 +221,3 @@ class Registration:
         if self.open:
             self.open = False
             self._on_end()
-
-    def _stop_waiting(self, waiter: Deferred[Incoming]) -> None:
-        if self._waiter is waiter:
-            self._waiter = None

@@ -143,14 +143,23 @@ class MatrixSubject:
     cursor: Cursor | None
     key_version: Callable[[], int | None]
 
+    @property
+    def method(self) -> str:
+        """What asks for it over HTTP."""
+        return "GET" if self.json is NO_BODY else "POST"
+
+    def parameters(self, asking: Asking) -> Pairs:
+        """The query of a request."""
+        left_out, added = asking.changes([name for name, _ in self.query], self.cursor)
+        return (*(pair for pair in self.query if pair[0] not in left_out), *added)
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
-        left_out, added = asking.changes([name for name, _ in self.query], self.cursor)
         try:
             code, options, payload = encode_request(
-                "GET" if self.json is NO_BODY else "POST",
+                self.method,
                 self.path,
-                (*(pair for pair in self.query if pair[0] not in left_out), *added),
+                self.parameters(asking),
                 self.json,
                 token=carried.token,
                 key_version=self.key_version(),
