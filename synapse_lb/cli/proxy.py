@@ -32,8 +32,9 @@ Give a Matrix client the address that is printed as its homeserver.
 """
 _EPILOG = """\
 examples:
-  synapse-lb proxy example.org:8448
-  synapse-lb proxy --https https://matrix.example.org --lean example.org:8448
+  synapse-lb proxy https://example.org
+  synapse-lb proxy --lean @alice:example.org
+  synapse-lb proxy --https https://matrix.example.org example.org:8448
   synapse-lb proxy --listen 9000 --cacert localhost.crt coaps://localhost:8448
 
 The statistics are at http://ADDRESS/_lb/status too.
@@ -50,13 +51,16 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "homeserver", metavar="HOMESERVER", help="coaps://host:port or host:port, of its CoAP"
+        "homeserver",
+        metavar="HOMESERVER",
+        help="https://example.com or a user id, and the rest is discovered; or coaps://host:port or host:port, of its "
+        "CoAP",
     )
     parser.add_argument(
         "--https",
         metavar="URL",
-        help="base URL of its client-server API over HTTPS, for media, single sign-on and what else CoAP cannot "
-        "carry, and for times when UDP does not get through; without it these fail",
+        help="with an address of its CoAP: base URL of its client-server API over HTTPS, for media, single sign-on "
+        "and what else CoAP cannot carry, and for times when UDP does not get through; without it these fail",
     )
     parser.add_argument(
         "--listen",
@@ -222,19 +226,12 @@ def configuration(arguments: argparse.Namespace) -> ProxyOptions:
         CommandError: an argument makes no sense.
     """
     from synapse_lb.cli.coap_transfer import verification
-    from synapse_lb.client.errors import BadUri
-    from synapse_lb.client.uri import parse_server
     from synapse_lb.proxy.options import ProxyOptions
 
     exclusive = [name for name in ("insecure", "cacert", "pin") if getattr(arguments, name)]
     if len(exclusive) > 1:
         raise CommandError(f"--{exclusive[0]} and --{exclusive[1]} exclude each other", EXIT_USAGE)
-    try:
-        parse_server(arguments.homeserver)
-    except BadUri as error:
-        raise CommandError(str(error), EXIT_USAGE) from None
-    if arguments.https is not None and not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", arguments.https):
-        raise CommandError(f"--https: {arguments.https!r} is no base URL", EXIT_USAGE)
+    discover = _addresses(arguments)
     if arguments.cacert is not None:
         try:
             with open(arguments.cacert, "rb"):
@@ -242,12 +239,40 @@ def configuration(arguments: argparse.Namespace) -> ProxyOptions:
         except OSError as error:
             raise CommandError(f"--cacert: {error}", EXIT_CERTIFICATE_FILE) from None
     return ProxyOptions(
-        coaps=arguments.homeserver,
+        coaps=arguments.homeserver if discover is None else None,
         https=arguments.https,
+        discover=discover,
         verification=verification(arguments),
         lean=arguments.lean,
         observe=arguments.observe,
     )
+
+
+def _addresses(arguments: argparse.Namespace) -> str | None:
+    """Check the homeserver's addresses.
+
+    Returns:
+        That at which discovery begins, or None if they are given.
+
+    Raises:
+        CommandError: one makes no sense.
+    """
+    from synapse_lb.client.discovery import home_of
+    from synapse_lb.client.errors import BadUri
+    from synapse_lb.client.uri import parse_server
+
+    try:
+        discover = home_of(arguments.homeserver)
+        if discover is None:
+            parse_server(arguments.homeserver)
+        https = None if arguments.https is None else home_of(arguments.https)
+    except BadUri as error:
+        raise CommandError(str(error), EXIT_USAGE) from None
+    if arguments.https is not None and (https is None or arguments.https.startswith("@")):
+        raise CommandError(f"--https: {arguments.https!r} is no base URL", EXIT_USAGE)
+    if arguments.https is not None and discover is not None:
+        raise CommandError("--https goes with an address of CoAP; here it is discovered", EXIT_USAGE)
+    return discover
 
 
 def _url(host: str, port: int) -> str:

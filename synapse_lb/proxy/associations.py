@@ -124,7 +124,7 @@ class Associations:
         return self._open.get(token)
 
     def close(self) -> Deferred[Any]:
-        """Say close_notify on all; fires when their sockets are closed."""
+        """Say close_notify on all that there are; fires when their sockets are closed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

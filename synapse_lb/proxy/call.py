@@ -137,6 +137,11 @@ class Call:
         """The first value of a query parameter, or None."""
         return next((value for key, value in self.query if key == name), None)
 
+    @property
+    def wait(self) -> float:
+        """Seconds that the homeserver is asked to hold the answer back: the `timeout` of a long poll."""
+        return milliseconds(self.parameter("timeout")) / 1000
+
     def http_size(self) -> int:
         """Bytes of the request in HTTP/1.1."""
         line = len(self.method) + len(self.target) + len("  HTTP/1.1\r\n")
@@ -145,6 +150,11 @@ class Call:
     def with_query(self, query: tuple[tuple[str, str], ...]) -> Call:
         """The same with another query."""
         return attrs.evolve(self, query=query, target=f"{self.path}?{urlencode(query)}".encode("ascii"))
+
+
+def milliseconds(text: str | None) -> int:
+    """A `timeout` in a query; 0 for what is none, which is for the homeserver to refuse."""
+    return int(text) if text and len(text) < 10 and text.isascii() and text.isdigit() else 0
 
 
 def _token(authorization: bytes | None, query: list[tuple[str, str]]) -> str | None:

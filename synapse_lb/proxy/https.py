@@ -6,29 +6,33 @@ from __future__ import annotations
 import io
 from typing import Any, Final
 
-from twisted.internet import ssl
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as OutOfTime
 from twisted.internet.error import ConnectError as TcpConnectError
 from twisted.internet.error import DNSLookupError, TimeoutError
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import (
     Agent,
-    BrowserLikePolicyForHTTPS,
     FileBodyProducer,
     HTTPConnectionPool,
+    ResponseDone,
     readBody,
 )
+from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IPolicyForHTTPS, IResponse
-from zope.interface import implementer
 
+from synapse_lb.client.https import CONNECTION_REUSE
+from synapse_lb.client.tls import HttpsPolicy
 from synapse_lb.proxy.answers import Answer, ProxyError
 from synapse_lb.proxy.call import Call
-from synapse_lb.txdtls.context import ClientVerification, VerificationMode
+from synapse_lb.txdtls.context import ClientVerification
 
 CONNECT_TIMEOUT: Final = 15.0
 """s that a connection may take."""
+
+ANSWER_TIMEOUT: Final = 120.0
+"""s until an answer begins, in addition to the `timeout` of a long poll."""
 
 _HOP_BY_HOP: Final = frozenset(
     {
@@ -46,6 +50,10 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )
 """Headers of one connection, and those that the other connection gets of its own."""
+
+
+class Truncated(Exception):
+    """The connection ended before the body did."""
 
 
 class Passage:
@@ -75,7 +83,7 @@ class Passage:
         """Write the body to a request of `twisted.web`, no faster than its client takes it.
 
         Returns:
-            A Deferred of the bytes written. To cancel it is to close the connection.
+            A Deferred of the bytes written, which fails with `Truncated`. To cancel it is to close the connection.
         """
         pipe = _Pipe(request)
         self._response.deliverBody(pipe)
@@ -107,8 +115,12 @@ class _Pipe(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is complete, or will never be."""
         self._request.unregisterProducer()
-        if not self.done.called:
+        if self.done.called:
+            return
+        if reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(self._written)
+        else:
+            self.done.errback(Truncated())
 
     def _abort(self) -> None:
         transport: Any = self.transport
@@ -121,18 +133,25 @@ class HttpsForwarder:
 
     Args:
         reactor: Twisted's reactor.
-        base_url: without a slash at its end.
-        verification: how its certificate is checked; a pinned fingerprint is that of the DTLS listener, so that
-            HTTPS trusts the system's authorities then.
+        verification: how its certificate is checked.
+
+    Raises:
+        AuthoritiesError: the file of the authorities cannot be used.
     """
 
-    def __init__(self, reactor: Any, base_url: str, verification: ClientVerification) -> None:
-        self._base_url = base_url.rstrip("/").encode("ascii")
+    def __init__(self, reactor: Any, verification: ClientVerification) -> None:
+        self._reactor = reactor
         self._pool = HTTPConnectionPool(reactor)
-        self._agent = Agent(reactor, _policy(verification), connectTimeout=CONNECT_TIMEOUT, pool=self._pool)
+        self._pool.cachedConnectionTimeout = CONNECTION_REUSE
+        policy = HttpsPolicy(verification)
+        self._agent = Agent(reactor, policy, connectTimeout=CONNECT_TIMEOUT, pool=self._pool)
 
-    async def fetch(self, call: Call) -> Passage:
+    async def fetch(self, base_url: str, call: Call) -> Passage:
         """Pass a request on.
+
+        Args:
+            base_url: of the homeserver's client-server API.
+            call: the request.
 
         Raises:
             ProxyError: there is no answer.
@@ -143,12 +162,14 @@ class HttpsForwarder:
                 headers.addRawHeader(name, value)
         body: Any = FileBodyProducer(io.BytesIO(call.body)) if call.body else None
         try:
-            response: IResponse = await self._agent.request(
-                call.method.encode("ascii"), self._base_url + call.target, headers, body
+            asking: Deferred[Any] = self._agent.request(
+                call.method.encode("ascii"), base_url.rstrip("/").encode("ascii") + call.target, headers, body
             )
+            asking.addTimeout(ANSWER_TIMEOUT + call.wait, self._reactor)
+            response = await asking
         except CancelledError:
             raise
-        except TimeoutError as error:
+        except (TimeoutError, OutOfTime) as error:
             raise ProxyError(504, "M_UNKNOWN", f"HTTPS to the homeserver: {error}") from error
         except (TcpConnectError, DNSLookupError) as error:
             raise ProxyError(502, "M_UNKNOWN", f"HTTPS to the homeserver: {error}") from error
@@ -161,25 +182,3 @@ class HttpsForwarder:
         """Close the connections that are open."""
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
-
-
-@implementer(IPolicyForHTTPS)
-class _TrustAnyone:
-    """For `--insecure`."""
-
-    def creatorForNetloc(self, hostname: bytes, port: int) -> Any:
-        """See `IPolicyForHTTPS`."""
-        return ssl.CertificateOptions(verify=False)
-
-
-def _policy(verification: ClientVerification) -> Any:
-    if verification.mode is VerificationMode.NONE:
-        return _TrustAnyone()
-    if verification.mode is VerificationMode.CA_FILE:
-        assert verification.ca_path is not None
-        with open(verification.ca_path, "rb") as file:
-            text = file.read()
-        marker = b"-----BEGIN CERTIFICATE-----"
-        certificates = [ssl.Certificate.loadPEM(marker + part) for part in text.split(marker)[1:]]
-        return BrowserLikePolicyForHTTPS(ssl.trustRootFromCertificates(certificates))
-    return BrowserLikePolicyForHTTPS()

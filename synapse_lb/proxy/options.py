@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from synapse_lb.txdtls.context import ClientVerification
+from synapse_lb.txdtls.context import ClientVerification, VerificationMode
 
 
 def _at_least(least: float) -> Any:
@@ -24,8 +24,8 @@ class ProxyOptions:
 
     Attributes:
         coaps: the homeserver's `coaps://host:port` or `host:port`; None if it speaks no CoAP, or is not known to.
-        https: base URL of the homeserver's client-server API over HTTPS, without a slash at its end; None if there
-            is none.
+        https: base URL of the homeserver's client-server API over HTTPS; None if there is none.
+        discover: `https://example.com` at which both are discovered, in their place; None discovers nothing.
         verification: how certificates are checked.
         lean: leave out typing, presence and receipts, in both directions.
         observe: answer `/sync` from observations (RFC 7641); False asks the homeserver each time.
@@ -40,6 +40,7 @@ class ProxyOptions:
 
     coaps: str | None = None
     https: str | None = None
+    discover: str | None = None
     verification: ClientVerification = attrs.field(factory=ClientVerification.system)
     lean: bool = False
     observe: bool = True
@@ -47,3 +48,9 @@ class ProxyOptions:
     idle_timeout: float = attrs.field(default=300.0, validator=_at_least(1.0))
     linger: float = attrs.field(default=60.0, validator=_at_least(1.0))
     max_body: int = attrs.field(default=100 * 2**20, validator=_at_least(0))
+
+    @property
+    def https_verification(self) -> ClientVerification:
+        """How certificates are checked over HTTPS; a fingerprint is that of CoAP's certificate."""
+        pinned = self.verification.mode is VerificationMode.PINNED
+        return ClientVerification.system() if pinned else self.verification

@@ -23,6 +23,7 @@ from synapse_lb.proxy.answers import Answer, ProxyError, client_error, matrix_an
 from synapse_lb.proxy.associations import Association, Associations
 from synapse_lb.proxy.call import Call, Way
 from synapse_lb.proxy.filters import Filters, Refused, lean_sliding_sync
+from synapse_lb.proxy.home import Home
 from synapse_lb.proxy.https import HttpsForwarder, Passage
 from synapse_lb.proxy.options import ProxyOptions
 from synapse_lb.proxy.statistics import Statistics, summary
@@ -34,11 +35,17 @@ COAP_BODY: Final = 2**20
 DETOUR: Final = 60.0
 """s for which everything goes over HTTPS after UDP has not got through."""
 
+PATIENCE: Final = 8.0
+"""s that a DTLS handshake may take."""
+
 SAMPLE_INTERVAL: Final = 5.0
 """s between two points of the plot."""
 
 _KEYS_UPLOAD: Final = "/keys/upload"
 _WELL_KNOWN: Final = "/.well-known/matrix/client"
+
+
+MakeClient = Callable[[str, "bytes | None"], LowBandwidthClient]
 
 
 class Proxy:
@@ -47,7 +54,8 @@ class Proxy:
     Args:
         reactor: Twisted's reactor.
         options: the configuration.
-        make_client: makes what speaks CoAP, given a DTLS session to resume or None; None makes it as the options say.
+        make_client: makes what speaks CoAP, given the homeserver's address and a DTLS session to resume or None; None
+            makes it as the options say.
 
     Attributes:
         statistics: what it has done.
@@ -59,18 +67,19 @@ class Proxy:
         self,
         reactor: Any,
         options: ProxyOptions,
-        make_client: Callable[[bytes | None], LowBandwidthClient] | None = None,
+        make_client: MakeClient | None = None,
     ) -> None:
         self._reactor = reactor
         self._options = options
-        self._https = (
-            None if options.https is None else HttpsForwarder(reactor, options.https, options.verification)
-        )
+        self._home = Home(reactor, options)
+        self._client_for_address = make_client or self._client_for
+        self._address: str | None = None
+        self._https = HttpsForwarder(reactor, options.https_verification)
         self._filters = Filters(lean=options.lean)
         self._tally = Tally()
         self._associations = Associations(
             reactor,
-            make_client or self._make_client,
+            self._make_client,
             self._make_syncs,
             most=options.max_associations,
             idle_timeout=options.idle_timeout,
@@ -94,12 +103,14 @@ class Proxy:
         if self._options.lean and call.is_dispensable and call.token is not None:
             self.statistics.dropped += 1
             return matrix_answer(MatrixResponse(200, {}))
-        if way is not Way.HTTPS and self._options.coaps is not None and not self._on_detour:
-            answer = await self._over_coap(call, way)
+        place = await self._home.find()
+        if way is not Way.HTTPS and place.coaps is not None and not self._on_detour:
+            self._move_to(place.coaps)
+            answer = await self._over_coap(call, way, has_https=place.https is not None)
             if answer is not None:
                 self.statistics.coap += 1
                 return answer
-        return await self._over_https(call, way)
+        return await self._over_https(call, way, place.https)
 
     def status(self) -> dict[str, Any]:
         """What `/_lb/status` says. No tokens, users, paths or bodies are in it."""
@@ -134,14 +145,18 @@ class Proxy:
         """
         if self._sampler.active():
             self._sampler.cancel()
-        closing: list[Deferred[Any]] = [self._associations.close()]
-        if self._https is not None:
-            closing.append(self._https.close())
+        closing: list[Deferred[Any]] = [self._associations.close(), self._home.close(), self._https.close()]
         return DeferredList(closing, consumeErrors=True)
 
     # --- over CoAP ---
 
-    async def _over_coap(self, call: Call, way: Way) -> Answer | None:
+    def _move_to(self, address: str) -> None:
+        """Leave the associations behind if the homeserver is elsewhere now."""
+        if self._address not in (None, address):
+            self._associations.close()
+        self._address = address
+
+    async def _over_coap(self, call: Call, way: Way, *, has_https: bool) -> Answer | None:
         """The answer over CoAP; None if the request goes over HTTPS instead.
 
         Raises:
@@ -156,11 +171,11 @@ class Proxy:
                 else:
                     response = await self._request(association, call)
         except ClientError as error:
-            if self._https is None or not self._may_go_round(error):
+            if not (has_https and self._may_go_round(error)):
                 raise client_error(error) from error
             return None
         except ProxyError as error:
-            if self._https is None or error.errcode not in ("M_NOT_JSON", "M_TOO_LARGE"):
+            if not has_https or error.errcode not in ("M_NOT_JSON", "M_TOO_LARGE"):
                 raise
             return None
         return matrix_answer(_with_own_url(response, call))
@@ -210,12 +225,12 @@ class Proxy:
 
     @property
     def _on_detour(self) -> bool:
-        return self._https is not None and bool(self._reactor.seconds() < self._detour_until)
+        return bool(self._reactor.seconds() < self._detour_until)
 
     # --- over HTTPS ---
 
-    async def _over_https(self, call: Call, way: Way) -> Answer | Passage:
-        if self._https is None:
+    async def _over_https(self, call: Call, way: Way, base_url: str | None) -> Answer | Passage:
+        if base_url is None:
             raise ProxyError(
                 502,
                 "M_UNKNOWN",
@@ -223,7 +238,7 @@ class Proxy:
             )
         if self._options.lean and way is Way.SYNC:
             call = call.with_query((*_without(call.query, "set_presence"), ("set_presence", "offline")))
-        passage = await self._https.fetch(call)
+        passage = await self._https.fetch(base_url, call)
         self.statistics.https += 1
         if not call.answer_has_well_known:
             return passage
@@ -233,9 +248,16 @@ class Proxy:
     # --- inside ---
 
     def _make_client(self, session: bytes | None) -> LowBandwidthClient:
-        assert self._options.coaps is not None
+        assert self._address is not None
+        return self._client_for_address(self._address, session)
+
+    def _client_for(self, address: str, session: bytes | None) -> LowBandwidthClient:
         return LowBandwidthClient(
-            self._reactor, self._options.coaps, verification=self._options.verification, session=session
+            self._reactor,
+            address,
+            verification=self._options.verification,
+            session=session,
+            connect_timeout=PATIENCE,
         )
 
     def _make_syncs(self, client: LowBandwidthClient, token: str | None) -> Syncs:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 from twisted.internet.defer import Deferred, TimeoutError
 
-from synapse_lb.client.client import SYNC_PATH, LowBandwidthClient
+from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.errors import ObservationEnded
+from synapse_lb.client.observing import SYNC_PATH
 from synapse_lb.msc3079.mapping import MatrixResponse
 from synapse_lb.proxy.answers import ProxyError
+from synapse_lb.proxy.call import milliseconds
 from synapse_lb.proxy.subscription import COUNTS, Body, Repeated, Subscription
 
 if TYPE_CHECKING:
@@ -107,7 +109,10 @@ class Syncs:
             ProxyError: the homeserver cannot be reached.
         """
         parameters = dict(reversed(query))
-        since, timeout = parameters.get("since"), _seconds(parameters.get("timeout"))
+        since, timeout = (
+            parameters.get("since"),
+            min(milliseconds(parameters.get("timeout")) / 1000, LONGEST_TIMEOUT),
+        )
         if (
             not self._observe
             or self._token is None
@@ -229,8 +234,3 @@ class Syncs:
     def _drop(self, subscription: Subscription) -> None:
         self._forget(subscription)
         subscription.stop()
-
-
-def _seconds(text: str | None) -> float:
-    """The `timeout` of a request, in seconds; what is no number is for the homeserver to refuse."""
-    return min(int(text) / 1000, LONGEST_TIMEOUT) if text and text.isascii() and text.isdigit() else 0.0

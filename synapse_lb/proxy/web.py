@@ -14,7 +14,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from synapse_lb.proxy.answers import Answer, ProxyError, preflight
 from synapse_lb.proxy.call import Call
-from synapse_lb.proxy.https import Passage
+from synapse_lb.proxy.https import Passage, Truncated
 from synapse_lb.proxy.proxy import Proxy
 from synapse_lb.proxy.statistics import https_bytes
 from synapse_lb.proxy.status_page import PAGE
@@ -116,7 +116,12 @@ class ProxyResource(Resource):
         headers = _set_head(request, passage.status, passage.headers)
         if passage.length is not None:
             request.setHeader(b"Content-Length", b"%d" % passage.length)
-        written = await passage.deliver(request)
+        try:
+            written = await passage.deliver(request)
+        except Truncated:
+            # The client has to see that something is missing.
+            request.loseConnection()
+            return
         self._proxy.statistics.https_wire += https_bytes(size, headers + written)
         if not request._disconnected:
             request.finish()

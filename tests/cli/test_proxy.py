@@ -60,9 +60,17 @@ class ArgumentsTests(SynchronousTestCase):
         self.assertEqual((options.lean, options.observe), (True, False))
         self.assertIs(options.verification.mode, VerificationMode.NONE)
 
+    def test_discovery(self) -> None:
+        for given in ("https://example.org/", "@alice:example.org"):
+            options = configuration(parsed(given))
+            self.assertEqual((options.discover, options.coaps), ("https://example.org", None))
+
     def test_bad_ones(self) -> None:
         for status, argv in (
             (EXIT_USAGE, ("http://example.org",)),
+            (EXIT_USAGE, ("--https", "https://example.org", "https://example.org")),
+            (EXIT_USAGE, ("--https", "@alice:example.org", "example.org")),
+            (EXIT_USAGE, ("@alice",)),
             (EXIT_USAGE, ("example.org:0",)),
             (EXIT_USAGE, ("--https", "example.org", "example.org")),
             (EXIT_USAGE, ("--https", "https://example.org?x", "example.org")),

@@ -96,11 +96,10 @@ class ProxyTestCase(LoopbackTestCase):
             options.setdefault("coaps", server.address)
         configured = ProxyOptions(**options)
 
-        def make_client(session: bytes | None) -> LowBandwidthClient:
-            assert configured.coaps is not None
+        def make_client(address: str, session: bytes | None) -> LowBandwidthClient:
             return LowBandwidthClient(
                 REACTOR,
-                configured.coaps,
+                address,
                 verification=configured.verification,
                 session=session,
                 tuning=BRISK,

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import Any
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import gatherResults, succeed
+from twisted.web.client import ResponseFailed
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.proxy import proxy as proxy_module
+from synapse_lb.proxy.home import Home, Place
 from synapse_lb.proxy.proxy import COAP_BODY
 from tests.client.harness import REACTOR, Dispatcher, RecordingGateway, until
 from tests.proxy.harness import ProxyTestCase
@@ -28,6 +31,7 @@ class HttpsHomeserver(Resource):
         Resource.__init__(self)
         self.seen: list[tuple[bytes, bytes, bytes, dict[bytes, bytes]]] = []
         self.answer: bytes = b"over https"
+        self.json: dict[bytes, Any] = {}
 
     def render(self, request: Any) -> bytes:
         """Answer."""
@@ -35,6 +39,13 @@ class HttpsHomeserver(Resource):
         self.seen.append((request.method, request.uri, request.content.read(), headers))
         request.setHeader(b"Content-Type", b"image/png")
         request.setHeader(b"Access-Control-Allow-Origin", b"*")
+        if request.path in self.json:
+            return json.dumps(self.json[request.path]).encode()
+        if request.path.endswith(b"/truncated"):
+            request.setHeader(b"Content-Length", b"1000")
+            request.write(b"some")
+            request.loseConnection()
+            return b""
         if request.path.endswith(b"/redirect"):
             request.redirect(b"https://sso.example.com/")
             return b""
@@ -273,6 +284,47 @@ class HttpsTests(ProxyTestCase):
         self.https.answer = b'{"well_known": {"m.homeserver": {"base_url": "https://x/"}}}'
         got = await http.post("/_matrix/client/v3/login", {})
         self.assertEqual(got.json["well_known"], {"m.homeserver": {"base_url": http.url}})
+
+    async def test_answer_that_ends_early(self) -> None:
+        """It does not look complete."""
+        _, http = self.start_proxy(self.start_server(), https=self.https_url)
+        failure = await self.assertFailure(
+            http.fetch("GET", "/_matrix/media/v3/download/x/truncated"), ResponseFailed
+        )
+        self.assertTrue(failure)
+
+    async def test_discovery(self) -> None:
+        """Media goes where `/.well-known` says, and the rest where `/versions` says."""
+        server = self.start_server()
+        self.https.json[b"/.well-known/matrix/client"] = {
+            "m.homeserver": {"base_url": f"{self.https_url}/base/"}
+        }
+        versions = {"versions": ["v1.1"], "org.matrix.msc3079.low_bandwidth": {"dtls": server.port}}
+        self.https.json[b"/base/_matrix/client/versions"] = versions
+        _, http = self.start_proxy(None, discover=self.https_url)
+        self.assertEqual((await http.get(ECHO, "syt_a")).json["token"], "syt_a")
+        self.assertEqual((await http.get("/_matrix/media/v3/config")).content, b"over https")
+        self.assertEqual(self.https.seen[-1][1], b"/base/_matrix/media/v3/config")
+
+    async def test_discovery_in_vain(self) -> None:
+        _, http = self.start_proxy(None, discover=self.https_url)
+        got = await http.get(ECHO)
+        self.assertEqual((got.status, got.json["errcode"]), (502, "M_UNKNOWN"))
+        self.https.json[b"/_matrix/client/versions"] = {"versions": ["v1.1"]}
+        self.https.json[b"/.well-known/matrix/client"] = {"m.homeserver": {"base_url": self.https_url}}
+        self.assertEqual((await http.get(ECHO)).content, b"over https")
+
+    async def test_homeserver_that_moves(self) -> None:
+        """Nothing more is said where it was."""
+        old, new = self.start_server(), self.start_server()
+        proxy, http = self.start_proxy(old)
+        await http.get(ECHO, "syt_a")
+        place = Place(f"coaps://{new.address}", None)
+        self.patch(Home, "find", lambda _: succeed(place))
+        self.assertEqual((await http.get(ECHO, "syt_a")).status, 200)
+        self.assertEqual(new.dtls.counters.handshakes_completed, 1)
+        await until(lambda: old.dtls.counters.associations_closed_by_peer)
+        self.assertEqual(proxy.status()["associations"], 1)
 
     async def test_https_does_not_answer(self) -> None:
         with socket.socket() as taken:
