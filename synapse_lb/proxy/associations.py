@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 REQUESTS_AT_A_TIME: Final = 40
 """Requests under way on one association; more wait. An endpoint has 64 exchanges, and observations take some."""
-
-KEPT_SESSIONS: Final = 256
-"""DTLS sessions of closed associations that are kept for their resumption."""
 
 
 @attrs.define(eq=False)
@@ -75,7 +71,7 @@ class Associations:
         self._most = most
         self._idle_timeout = idle_timeout
         self._open: OrderedDict[str | None, Association] = OrderedDict()
-        self._sessions: OrderedDict[bytes, bytes] = OrderedDict()
+        self._session: bytes | None = None
         self._closing: set[Association] = set()
         self._past = Traffic()
         self._timer: Timer | None = None
@@ -134,7 +130,7 @@ class Associations:
         association = self._open.get(token)
         if association is None:
             self._make_room()
-            client = self._make_client(self._sessions.pop(_key(token), None))
+            client = self._make_client(self._newest_session())
             association = Association(token, client, self._make_syncs(client, token))
             self._open[token] = association
             self.opened += 1
@@ -142,6 +138,11 @@ class Associations:
         self._open.move_to_end(token)
         association.used_at = self._clock.seconds()
         return association
+
+    def _newest_session(self) -> bytes | None:
+        """The DTLS session to resume: it is with the same server, and says nothing of tokens."""
+        sessions = (each.client.session for each in reversed(self._open.values()))
+        return next((session for session in sessions if session is not None), self._session)
 
     def _make_room(self) -> None:
         """Close the association that was idle for longest, if there are as many as there may be."""
@@ -156,10 +157,7 @@ class Associations:
 
     def _close(self, association: Association) -> Deferred[None]:
         del self._open[association.token]
-        if association.client.session is not None:
-            self._sessions[_key(association.token)] = association.client.session
-            while len(self._sessions) > KEPT_SESSIONS:
-                self._sessions.popitem(last=False)
+        self._session = association.client.session or self._session
         self._closing.add(association)
         association.syncs.close()
         return association.client.close().addCallback(self._closed, association)
@@ -180,8 +178,3 @@ class Associations:
                 self.closed_idle += 1
                 self._close(association)
         self._arm()
-
-
-def _key(token: str | None) -> bytes:
-    """Sessions outlive their associations, so what they are kept under is no token."""
-    return hashlib.sha256((token or "").encode("utf-8")).digest()

@@ -73,7 +73,7 @@ class Filters:
         text = given
         if self._lean:
             own = await self._read(client, token, given) if given else {}
-            text = json.dumps(lean_filter(own), separators=(",", ":"), ensure_ascii=False)
+            text = _written(lean_filter(own))
         if len(f"filter={text}".encode("utf-8", "replace")) <= MAX_OPTION_LENGTH:
             return text
         path = f"/_matrix/client/v3/user/{await self._user(client, token)}/filter"
@@ -111,6 +111,18 @@ def lean_filter(own: Any) -> dict[str, Any]:
     return merged
 
 
+def lean_query(query: Pairs) -> Pairs:
+    """The query of a `/sync` with a lean filter in it; one that the homeserver keeps stays as it is.
+
+    Raises:
+        ProxyError: the client's filter is no JSON.
+    """
+    given = next((value for name, value in query if name == "filter"), "{}")
+    sent = _written(lean_filter(_parsed(given))) if given.startswith("{") else given
+    kept = (pair for pair in query if pair[0] not in ("filter", "set_presence"))
+    return (*kept, ("set_presence", "offline"), ("filter", sent))
+
+
 def lean_sliding_sync(body: Any) -> Any:
     """The body of a sliding sync (MSC4186) without its extensions for typing and receipts."""
     extensions = body.get("extensions") if isinstance(body, dict) else None
@@ -122,6 +134,10 @@ def lean_sliding_sync(body: Any) -> Any:
 
 def _without_all(section: Any) -> dict[str, Any]:
     return {**(section if isinstance(section, dict) else {}), "not_types": [_EVERY_TYPE]}
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _parsed(text: str) -> Any:

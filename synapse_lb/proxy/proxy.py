@@ -22,7 +22,7 @@ from synapse_lb.msc3079.mapping import MatrixResponse
 from synapse_lb.proxy.answers import Answer, ProxyError, client_error, matrix_answer
 from synapse_lb.proxy.associations import Association, Associations
 from synapse_lb.proxy.call import Call, Way
-from synapse_lb.proxy.filters import Filters, Refused, lean_sliding_sync
+from synapse_lb.proxy.filters import Filters, Refused, lean_query, lean_sliding_sync
 from synapse_lb.proxy.home import Home
 from synapse_lb.proxy.https import HttpsForwarder, Passage
 from synapse_lb.proxy.options import ProxyOptions
@@ -237,7 +237,7 @@ class Proxy:
                 "Low-bandwidth proxy: this cannot go over CoAP, and no HTTPS address of the homeserver is known",
             )
         if self._options.lean and way is Way.SYNC:
-            call = call.with_query((*_without(call.query, "set_presence"), ("set_presence", "offline")))
+            call = call.with_query(lean_query(call.query))
         passage = await self._https.fetch(base_url, call)
         self.statistics.https += 1
         if not call.answer_has_well_known:
@@ -296,7 +296,3 @@ def _with_own_url_in_text(answer: Answer, call: Call) -> Answer:
         return answer
     changed = _with_own_url(MatrixResponse(answer.status, body), call)
     return Answer(answer.status, json.dumps(changed.body).encode("utf-8"), answer.headers)
-
-
-def _without(query: tuple[tuple[str, str], ...], name: str) -> tuple[tuple[str, str], ...]:
-    return tuple(pair for pair in query if pair[0] != name)

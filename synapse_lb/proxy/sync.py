@@ -128,7 +128,7 @@ class Syncs:
         try:
             body = await self._wait(subscription, since, timeout)
         except Repeated:
-            return await self._poll(query, timeout)
+            return await self._poll_beside(subscription, query, timeout)
         except ObservationEnded as error:
             if error.matrix is None:
                 raise ProxyError(502, "M_UNKNOWN", f"Low-bandwidth proxy: {error}") from error
@@ -197,6 +197,14 @@ class Syncs:
         self._tally.add("polled")
         limit = timeout + _POLL_MARGIN if timeout else None
         return await self._client.request("GET", SYNC_PATH, query, token=self._token, timeout=limit)
+
+    async def _poll_beside(self, subscription: Subscription, query: Pairs, timeout: float) -> MatrixResponse:
+        """Ask the homeserver; an observation that does not go on where its answer ends has lost its client."""
+        response = await self._poll(query, timeout)
+        place = response.body.get("next_batch") if isinstance(response.body, dict) else None
+        if isinstance(place, str) and not subscription.knows(place) and not subscription.waits:
+            self._drop(subscription)
+        return response
 
     def _find(self, since: str, key: Pairs) -> Subscription | None:
         """The observation that goes on at a place, a new one if need be; None if there are too many."""

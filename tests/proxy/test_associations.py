@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.client.counters import Traffic
 from synapse_lb.proxy.answers import ProxyError
-from synapse_lb.proxy.associations import KEPT_SESSIONS, Associations
+from synapse_lb.proxy.associations import Associations
 
 
 class FakeClient:
@@ -106,22 +106,22 @@ class AssociationsTests(SynchronousTestCase):
             self.clock.advance(15)
         self.assertEqual(len(self.associations), 0)
 
-    def test_sessions_are_resumed_by_their_own_token(self) -> None:
+    def test_the_newest_session_is_resumed(self) -> None:
+        """Of an association that is there, or of the last one that was."""
         self.use("a")
-        session = self.made[0].session
+        self.use("b")
         for _ in range(6):
             self.clock.advance(15)
-        self.use("b")
-        self.use("a")
-        self.assertEqual([client.resumed for client in self.made], [None, None, session])
+        self.use("c")
+        sessions = [client.session for client in self.made]
+        self.assertEqual([client.resumed for client in self.made], [None, sessions[0], sessions[1]])
 
-    def test_sessions_are_bounded(self) -> None:
-        for number in range(KEPT_SESSIONS + 3):
-            self.use(f"t{number}")
-        self.use("t0")
-        self.assertIsNone(self.made[-1].resumed)
-        self.use("t3")
-        self.assertIsNotNone(self.made[-1].resumed)
+    def test_association_without_a_session(self) -> None:
+        self.use("a")
+        self.use("b")
+        self.made[1].session = None
+        self.use("c")
+        self.assertEqual(self.made[2].resumed, self.made[0].session)
 
     def test_traffic_is_counted_once(self) -> None:
         """While open, while it is being closed, and afterwards."""

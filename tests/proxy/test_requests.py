@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import socket
 from typing import Any
+from urllib.parse import parse_qsl
 
 from twisted.internet.defer import gatherResults, succeed
 from twisted.web.client import ResponseFailed
@@ -14,6 +15,8 @@ from twisted.web.server import Site
 
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.proxy import proxy as proxy_module
+from synapse_lb.proxy.associations import REQUESTS_AT_A_TIME
+from synapse_lb.proxy.filters import lean_filter
 from synapse_lb.proxy.home import Home, Place
 from synapse_lb.proxy.proxy import COAP_BODY
 from tests.client.harness import REACTOR, Dispatcher, RecordingGateway, until
@@ -102,6 +105,28 @@ class RequestTests(ProxyTestCase):
         self.assertEqual([answer.json["token"] for answer in answers], tokens)
         self.assertEqual(proxy.status()["associations"], 4)
         self.assertEqual(server.dtls.counters.handshakes_completed, 4)
+
+    async def test_sessions_are_resumed(self) -> None:
+        """The second association costs half of the first."""
+        server = self.start_server()
+        _, http = self.start_proxy(server)
+        await http.get(ECHO)
+        await http.get(ECHO, "syt_a")
+        await http.get(ECHO, "syt_b")
+        self.assertEqual(server.dtls.counters.handshakes_resumed, 2)
+
+    async def test_more_requests_than_an_association_takes(self) -> None:
+        """They wait for their turn."""
+        _, http = self.start_proxy(self.start_server())
+        many = 100
+        asking = [http.fetch("GET", f"/_matrix/client/v3/wait/{n}", None, "syt_a") for n in range(many)]
+        arrived = 0
+        while arrived < many:
+            await until(lambda: self.dispatcher.waiting)
+            self.assertLessEqual(len(self.dispatcher.waiting), REQUESTS_AT_A_TIME)
+            arrived += 1
+            self.dispatcher.waiting.pop().callback(MatrixResponse(200, {}))
+        self.assertEqual({answer.status for answer in await gatherResults(asking)}, {200})
 
     async def test_no_token_after_one(self) -> None:
         """The homeserver takes a request without a token for nobody's."""
@@ -277,6 +302,19 @@ class HttpsTests(ProxyTestCase):
         self.assertEqual((await http.get(ECHO)).content, b"over https")
         await until(lambda: not proxy.status()["on_detour"])
         self.assertEqual((await http.get(ECHO)).json["method"], "GET")
+
+    async def test_lean_over_https(self) -> None:
+        """The filter is merged, unless it is an id."""
+        _, http = self.start_proxy(None, https=self.https_url, lean=True)
+        for given, sent in (
+            ("", lean_filter({})),
+            ("&filter=%7B%22room%22%3A%7B%22rooms%22%3A%5B%5D%7D%7D", lean_filter({"room": {"rooms": []}})),
+            ("&filter=5", 5),
+        ):
+            await http.get(f"/_matrix/client/v3/sync?set_presence=online&timeout=0{given}", "syt_a")
+            query = dict(parse_qsl(self.https.seen[-1][1].decode().partition("?")[2]))
+            self.assertEqual((query["set_presence"], json.loads(query["filter"])), ("offline", sent))
+            self.assertEqual(query["timeout"], "0")
 
     async def test_server_without_coap(self) -> None:
         _, http = self.start_proxy(None, https=self.https_url)
