@@ -305,7 +305,7 @@ class SyncTests(SyncTestCase):
         _, http = self.start_proxy(server)
         alice = Poller(http)
         await alice.poll(0)
-        asking = alice.ask(1500)
+        asking = alice.ask(4000)
         await self.is_waiting()
         await server.stop(silently=True)
         got = await asking
