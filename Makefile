@@ -13,8 +13,11 @@ RUN = $(VENV)/bin/python -m tools.checks
 # What `make test` runs, of the tests: dotted names, as `python -m twisted.trial` takes them.
 TESTS ?= tests,-tests.clients
 
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-e2e clients lint types demo-check format wheel clean venv venv-oldest
+.PHONY: help demo fuzz test test-oldest test-e2e clients lint types demo-check format wheel clean venv venv-oldest
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -32,6 +35,10 @@ test-oldest: venv-oldest ## all tests with the oldest supported Synapse and libr
 
 test-e2e: venv clients ## the Matrix clients of others through the proxy, one of them in a browser
 	@$(RUN) --name clients tests=tests.clients
+
+fuzz: venv ## coverage-guided fuzzing, FUZZ_SECONDS (600) for each of FUZZ_TARGETS (all)
+	@set -e; for target in $(FUZZ_TARGETS); do \
+		$(VENV)/bin/python -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) --corpus artifacts/corpus/$$target; done
 
 demo-check: venv ## the demo as a check: it must end well by itself
 	@$(RUN) --name demo demo

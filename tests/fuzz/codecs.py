@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Fuzz targets of the codecs: CoAP messages and options, CBOR, the mapping to Matrix, DTLS records and ClientHellos."""
+
+from __future__ import annotations
+
+from synapse_lb.coap.block import Block
+from synapse_lb.coap.errors import CoapError, MessageFormatError
+from synapse_lb.coap.message import Message
+from synapse_lb.coap.options import (
+    Options,
+    decode_uint,
+    encode_uint,
+    strip_unrecognized_elective,
+    unrecognized_critical,
+)
+from synapse_lb.msc3079 import cbor
+from synapse_lb.msc3079.errors import MappingError
+from synapse_lb.msc3079.mapping import decode_request, decode_response, encode_error
+from synapse_lb.msc3079.messages import NO_BODY
+from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.txdtls import records
+from tests.fuzz.tape import Tape
+
+
+def coap_message(data: bytes) -> None:
+    """Read a datagram as a message."""
+    try:
+        message = Message.decode(data)
+    except MessageFormatError as error:
+        assert len(data) < 4 or error.message_id is None or 0 <= error.message_id <= 0xFFFF
+        return
+    again = message.encode()
+    assert len(again) <= len(data), "an encoding that is longer than one that was valid"
+    assert Message.decode(again) == message
+    repr(message)
+
+
+def coap_options(data: bytes) -> None:
+    """Read options and blocks with any numbers and values."""
+    tape = Tape(data)
+    pairs: list[tuple[int, bytes]] = []
+    while not tape.ended and len(pairs) < 64:
+        pairs.append((tape.number(2) & 0x1FF, tape.take(tape.byte() & 0x0F)))
+    options = Options(tuple(pairs))
+    repr(options)
+    unrecognized_critical(options, (257,))
+    kept = strip_unrecognized_elective(options)
+    assert strip_unrecognized_elective(kept) == kept
+    assert [number for number, _ in options] == sorted(number for number, _ in pairs)
+    for _, value in pairs:
+        assert decode_uint(encode_uint(decode_uint(value))) == decode_uint(value)
+        try:
+            block = Block.decode(value)
+        except CoapError:
+            continue
+        assert Block.decode(block.encode()) == block
+        assert 0 <= block.offset <= 2**20 * 1024
+
+
+def cbor_body(data: bytes) -> None:
+    """Read a CBOR body."""
+    try:
+        decoded = cbor.decode(data)
+    except cbor.CborError:
+        return
+    for version in (None, 1):
+        again = cbor.encode(decoded.value, version)
+        assert same(cbor.decode(again).value, decoded.value)
+
+
+def same(left: object, right: object) -> bool:
+    """Whether two JSON values are the same, with 1, 1.0 and True told apart."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def matrix_request(data: bytes) -> None:
+    """Map a sequence of requests of one association."""
+    tape = Tape(data)
+    sticky = StickyState()
+    for _ in range(8):
+        if tape.ended:
+            return
+        try:
+            message = Message.decode(tape.sized())
+        except MessageFormatError:
+            continue
+        try:
+            request = decode_request(message.code, message.options.pairs, message.payload, sticky)
+        except MappingError as error:
+            code, options, payload = encode_error(error)
+            assert code >= 0x80
+            Message.decode(Message(message.type, code, 1, b"", Options(tuple(options)), payload).encode())
+            continue
+        assert request.path.startswith(b"/_matrix/client/") or request.path == b"/.well-known/matrix/client"
+        assert b"?" not in request.path
+        assert b"\n" not in request.path + request.query
+        assert request.body is NO_BODY or message.payload
+        token = request.access_token
+        assert not token or token.isascii()
+        if token and len(token) > 6 and token.encode() not in request.path + request.query:
+            assert token not in repr(request), "a token in a representation"
+
+
+def matrix_response(data: bytes) -> None:
+    """Map an answer of a server."""
+    try:
+        message = Message.decode(data)
+        response = decode_response(message.code, message.options.pairs, message.payload)
+    except (MessageFormatError, MappingError):
+        return
+    assert 200 <= response.status <= 599
+
+
+def dtls_records(data: bytes) -> None:
+    """Look at a datagram as the DTLS port does, before any key is involved."""
+    whole = records.split_records(data)
+    assert data.startswith(b"".join(whole))
+    for mtu in (64, 1200):
+        for join in (False, True):
+            packed = records.pack_records(whole, mtu, join_application=join)
+            assert b"".join(packed) == b"".join(whole)
+            assert all(len(one) <= mtu or records.split_records(one) == [one] for one in packed)
+    summary = records.inspect(data)
+    if summary is not None:
+        assert 0 < summary.records <= len(whole)
+        assert summary.size <= len(data)
+        kept = records.without_short_records(data[: summary.size], 24)
+        again = records.inspect(kept)
+        assert again is None or again.shortest_encrypted >= 24
+        records.highest_sequence(data[: summary.size])
+    hello = records.parse_client_hello(data)
+    if hello is not None:
+        assert summary is not None or not data.startswith(b"\x16\xfe")
+        assert data.startswith(hello.record) or len(hello.record) <= len(data)
+        assert len(hello.cookie) <= 255
+        assert len(hello.random) == 32
+        repr(hello)
+    for record in whole:
+        assert records.shift_unencrypted(records.shift_unencrypted(record, 5), -5) == record
