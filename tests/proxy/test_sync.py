@@ -111,6 +111,30 @@ class SyncTests(SyncTestCase):
         self.assertEqual(len(self.homeserver.syncs), syncs, "the homeserver was asked")
         self.assertEqual(proxy.status()["syncs"]["quiet"], 4)
 
+    async def test_no_timeout(self) -> None:
+        """Who does not wait is told how things are at this moment, whatever the observation knows."""
+        proxy, alice = self.start()
+        await alice.poll(0)
+        await alice.poll(50)
+        self.homeserver.latency = 0.05
+        self.homeserver.say("now")
+        await alice.poll(0)
+        self.assertEqual((alice.timeline, proxy.status()["syncs"]["polled"]), (["now"], 2))
+
+    async def test_place_after_nothing(self) -> None:
+        """A client that has heard of nothing goes on from where that ends, or from where it was."""
+        _, alice = self.start()
+        await alice.poll(0)
+        before = alice.since
+        self.homeserver.change_something_hidden()
+        body = await alice.poll(100)
+        self.assertEqual((before, body["next_batch"]), ("s0", "s1"))
+        for since in (before, "s1"):
+            got = await alice.ask(50, since)
+            self.assertEqual(got.json["next_batch"], "s1")
+        assert self.gateway.observer is not None
+        self.assertEqual(self.gateway.observer.counters.registrations, 1)
+
     async def test_acknowledged_by_the_next_since_only(self) -> None:
         """Synapse has a to-device message until the client has said that it has processed it."""
         _, alice = self.start()
@@ -231,6 +255,8 @@ class SyncTests(SyncTestCase):
         await self.is_waiting()
         self.homeserver.send_to_device("key")
         await asking
+        # If it were acknowledged now, the homeserver would go on from behind it at once.
+        self.homeserver.change_something_hidden()
         await until(lambda: not proxy.status()["observations"])
         await until(lambda: not self.gateway.observations)
         self.assertEqual(letters(await alice.poll()), ["key"])
