@@ -13,6 +13,7 @@ from twisted.web.client import ResponseFailed
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+from synapse_lb.client import ClientVerification
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.proxy import proxy as proxy_module
 from synapse_lb.proxy.associations import REQUESTS_AT_A_TIME
@@ -236,8 +237,6 @@ class NobodyThereTests(ProxyTestCase):
         self.assertEqual(got.header("Access-Control-Allow-Origin"), "*")
 
     async def test_wrong_certificate(self) -> None:
-        from synapse_lb.client import ClientVerification
-
         server = self.start_server()
         _, http = self.start_proxy(server, verification=ClientVerification.pinned("00" * 32))
         got = await http.get(ECHO)
@@ -315,6 +314,15 @@ class HttpsTests(ProxyTestCase):
             query = dict(parse_qsl(self.https.seen[-1][1].decode().partition("?")[2]))
             self.assertEqual((query["set_presence"], json.loads(query["filter"])), ("offline", sent))
             self.assertEqual(query["timeout"], "0")
+
+    async def test_wrong_certificate_is_no_detour(self) -> None:
+        """Somebody in the way must not be able to choose the way."""
+        server = self.start_server()
+        pin = ClientVerification.pinned("00" * 32)
+        proxy, http = self.start_proxy(server, https=self.https_url, verification=pin)
+        got = await http.get(ECHO, "syt_a")
+        self.assertEqual((got.status, got.json["errcode"]), (502, "M_UNKNOWN"))
+        self.assertEqual((self.https.seen, proxy.status()["on_detour"]), ([], False))
 
     async def test_server_without_coap(self) -> None:
         _, http = self.start_proxy(None, https=self.https_url)
