@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json as json_text
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -144,7 +145,7 @@ class HttpsTransport:
         work.addTimeout(limit, self._reactor, _out_of_time)
         self._under_way.add(work)
         work.addBoth(self._finished, work)
-        return work
+        return _cancellable(work)
 
     def request(
         self,
@@ -154,6 +155,8 @@ class HttpsTransport:
         query: Sequence[tuple[str, str]] = (),
         json: Any = NO_BODY,
         token: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> Deferred[MatrixResponse]:
         """Make a Matrix request.
 
@@ -164,11 +167,12 @@ class HttpsTransport:
             query: further parameters, not percent-encoded.
             json: the body, or `NO_BODY`.
             token: access token.
+            headers: further headers.
 
         Returns:
             A Deferred as of `fetch`, of the Matrix answer. A redirect is one without a body.
         """
-        headers = {"Accept": "application/json"}
+        headers = {**(headers or {}), "Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         body = None
@@ -197,10 +201,42 @@ class HttpsTransport:
         closing: Deferred[None] = self._pool.closeCachedConnections()
         return closing
 
+    async def open(self, method: bytes, url: bytes, headers: Headers, body: Any) -> Any:
+        """Make a request whose answer streams.
+
+        Args:
+            method: HTTP method.
+            url: absolute, percent-encoded.
+            headers: of the request.
+            body: an `IBodyProducer`, or None.
+
+        Returns:
+            Twisted's `IResponse`, as it comes from the wire; for `collect`, or a protocol of one's own.
+
+        Raises:
+            ClientError: as of `fetch`.
+        """
+        with self._translated():
+            return await self._agent.request(method, url, headers, body)
+
+    async def collect(self, response: Any) -> HttpsResponse:
+        """Read a response of `open` to its end.
+
+        Raises:
+            ClientError: as of `fetch`.
+        """
+        with self._translated():
+            content = await _collect(response, self._limits.max_body)
+        received = {
+            name.decode("ascii", "replace").lower(): [value.decode("utf-8", "replace") for value in values]
+            for name, values in response.headers.getAllRawHeaders()
+        }
+        return HttpsResponse(response.code, received, content)
+
     async def _fetch(self, method: str, url: str, headers: Headers, body: bytes | None) -> HttpsResponse:
         # A client of its own for each request, because treq's keep cookies: users are never to be mixed.
         client = HTTPClient(self._agent)
-        try:
+        with self._translated():
             response = await client.request(
                 method,
                 url,
@@ -210,24 +246,21 @@ class HttpsTransport:
                 unbuffered=True,
                 reactor=self._reactor,
             )
-            content = await _collect(response, self._limits.max_body)
-        except CancelledError:
-            if self._closed:
-                raise errors.ClientClosed("the client was closed") from None
-            raise
+        return await self.collect(response)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Twisted's errors become the client's."""
+        try:
+            yield
         except errors.ClientError:
             raise
         except Exception as error:
+            if self._closed:
+                raise errors.ClientClosed("the client was closed") from None
             if any(reason.check(CancelledError) for reason in _reasons(error)):
-                raise (
-                    errors.ClientClosed("the client was closed") if self._closed else CancelledError
-                ) from None
+                raise CancelledError from None
             raise _client_error(error) from error
-        received = {
-            name.decode("ascii", "replace").lower(): [value.decode("utf-8", "replace") for value in values]
-            for name, values in response.headers.getAllRawHeaders()
-        }
-        return HttpsResponse(response.code, received, content)
 
     def _finished(self, result: Any, work: Deferred[HttpsResponse]) -> Any:
         self._under_way.discard(work)
@@ -299,6 +332,25 @@ async def _collect(response: Any, limit: int) -> bytes:
     collector = _Collector(limit)
     response.deliverBody(collector)
     return await collector.done
+
+
+def _cancellable(work: Deferred[HttpsResponse]) -> Deferred[HttpsResponse]:
+    """The same, but who cancels it gets CancelledError, whatever Twisted makes of that while it connects."""
+    cancelled = False
+
+    def cancel(_: object) -> None:
+        nonlocal cancelled
+        cancelled = True
+        work.cancel()
+
+    def done(value: HttpsResponse | Failure) -> None:
+        # A Deferred that is being cancelled fails by itself.
+        if not cancelled:
+            result.callback(value)
+
+    result: Deferred[HttpsResponse] = Deferred(cancel)
+    work.addBoth(done)
+    return result
 
 
 def _reasons(error: Exception) -> list[Failure]:

@@ -316,7 +316,7 @@ class Gateway:
             self._respond(exchange, encode_error(error))
             return
         wants = wanted(request.code, request.options)
-        observable = None if wants is None or self.observer is None else Observable.of(matrix)
+        observable = None if wants is None or self.observer is None else self.observer.observable(matrix)
         if observable is None or self.observer is None:
             self._serve(association, exchange, matrix)
         elif wants == DEREGISTER:

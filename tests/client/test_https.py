@@ -131,6 +131,12 @@ class EndTests(HttpsCase):
         await self.assertFailure(waiting, CancelledError)
         await until(lambda: self.server.gone)
 
+    async def test_cancelling_before_there_is_a_connection(self) -> None:
+        waiting = self.transport().request("GET", self.server.url, PATH)
+        waiting.cancel()
+        await self.assertFailure(waiting, CancelledError)
+        self.assertEqual(self.server.seen, [])
+
     async def test_out_of_time(self) -> None:
         waiting = self.transport(timeout=0.2).request("GET", self.server.url, "/wait")
         await self.assertFailure(waiting, RequestTimeout)
