@@ -384,7 +384,9 @@ class LeanTests(SyncTestCase):
     def serve(self, request: MatrixRequest) -> MatrixResponse | None:
         """What the homeserver has besides `/sync`."""
         if request.path.endswith(b"/whoami"):
-            return MatrixResponse(200, {"user_id": "@alice:x"})
+            return MatrixResponse(200, {"user_id": self.homeserver.users[request.access_token or ""]})
+        if b"@bob" in request.path and request.path.endswith(b"/filter/5"):
+            return MatrixResponse(200, {"room": {"timeline": {"limit": 99}}})
         if request.path.endswith(b"/filter/5"):
             return MatrixResponse(200, {"room": {"timeline": {"limit": 3}, "ephemeral": {"limit": 1}}})
         if request.path.endswith(b"/filter/6"):
@@ -426,6 +428,13 @@ class LeanTests(SyncTestCase):
         self.assertEqual(self.last_filter(), {"room": room, "presence": nothing})
         asked = [request.path for request, _ in self.homeserver.requests if b"filter" in request.path]
         self.assertEqual(len(asked), 1, "a filter is fetched once")
+
+    async def test_filters_of_several_users(self) -> None:
+        """The id of a filter means another one for each user."""
+        _, http = self.start_proxy(self.start_gateway(), lean=True)
+        for token, limit in (("alice-1", 3), ("bob-1", 99)):
+            await http.get(f"{SYNC}?timeout=0&filter=5", token)
+            self.assertEqual(self.last_filter()["room"]["timeline"], {"limit": limit})
 
     async def test_filters_that_fail(self) -> None:
         _, http = self.start_proxy(self.start_gateway(), lean=True)
