@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 from twisted.internet.defer import gatherResults, succeed
 from twisted.web.client import ResponseFailed
 from twisted.web.resource import Resource
-from twisted.web.server import Site
+from twisted.web.server import NOT_DONE_YET, Site
 
 from synapse_lb.client import ClientVerification
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
@@ -37,19 +37,19 @@ class HttpsHomeserver(Resource):
         self.answer: bytes = b"over https"
         self.json: dict[bytes, Any] = {}
 
-    def render(self, request: Any) -> bytes:
+    def render(self, request: Any) -> bytes | int:
         """Answer."""
         headers = {name: values[0] for name, values in request.requestHeaders.getAllRawHeaders()}
         self.seen.append((request.method, request.uri, request.content.read(), headers))
         request.setHeader(b"Content-Type", b"image/png")
         request.setHeader(b"Access-Control-Allow-Origin", b"*")
+        request.responseHeaders.setRawHeaders(b"Set-Cookie", [b"a=1", b"b=2"])
         if request.path in self.json:
             return json.dumps(self.json[request.path]).encode()
         if request.path.endswith(b"/truncated"):
-            request.setHeader(b"Content-Length", b"1000")
             request.write(b"some")
-            request.loseConnection()
-            return b""
+            REACTOR.callLater(0.02, request.loseConnection)
+            return int(NOT_DONE_YET)
         if request.path.endswith(b"/redirect"):
             request.redirect(b"https://sso.example.com/")
             return b""
@@ -261,6 +261,7 @@ class HttpsTests(ProxyTestCase):
         self.assertEqual((got.status, got.content), (200, self.https.answer))
         self.assertEqual(got.header("Content-Type"), "image/png")
         self.assertEqual(got.header("Access-Control-Allow-Origin"), "*")
+        self.assertEqual(got.headers.getRawHeaders("Set-Cookie"), ["a=1", "b=2"])
         method, uri, _, headers = self.https.seen[0]
         self.assertEqual((method, uri), (b"GET", path.encode()))
         self.assertEqual(headers[b"Authorization"], b"Bearer syt_a")
@@ -332,7 +333,7 @@ class HttpsTests(ProxyTestCase):
         self.assertEqual(got.json["well_known"], {"m.homeserver": {"base_url": http.url}})
 
     async def test_answer_that_ends_early(self) -> None:
-        """It does not look complete."""
+        """It does not look complete, though its length is not known before."""
         _, http = self.start_proxy(self.start_server(), https=self.https_url)
         failure = await self.assertFailure(
             http.fetch("GET", "/_matrix/media/v3/download/x/truncated"), ResponseFailed

@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.proxy import sync as sync_module
 from synapse_lb.server import sync_observer
+from synapse_lb.testing.lossy import CLEAR, LossyRelay, Weather
 from tests.client.harness import REACTOR, Server, until
 from tests.proxy.harness import Fetched, Http, SyncTestCase, letters, timeline
 from tests.server.observing import UNKNOWN_TOKEN
@@ -336,6 +337,29 @@ class SyncTests(SyncTestCase):
         await server.stop(silently=True)
         got = await asking
         self.assertEqual((got.status, got.json["errcode"]), (504, "M_UNKNOWN"))
+
+    async def test_bad_network(self) -> None:
+        """A quarter is lost, and much comes twice or late; the client gets everything once, in its order."""
+        server = self.start_gateway()
+        relay = LossyRelay(REACTOR, server=("127.0.0.1", server.port), seed=4)
+        relay.start()
+        self.addCleanup(relay.stop)
+        _, http = self.start_proxy(server, coaps=f"127.0.0.1:{relay.port}")
+        alice = Poller(http)
+        await alice.poll(0)
+        relay.set_weather(Weather(loss=0.25, duplication=0.2, reordering=0.2))
+        said = [f"{number}" for number in range(20)]
+        for delay, text in enumerate(said):
+            REACTOR.callLater(0.03 * delay, self.homeserver.say, text)
+            REACTOR.callLater(0.03 * delay, self.homeserver.send_to_device, text)
+        while alice.timeline[-1:] != said[-1:] or alice.letters[-1:] != said[-1:]:
+            got = await alice.ask(5000)
+            if got.status == 200:
+                alice.take(got)
+            else:
+                self.assertIn(got.status, (502, 504))
+        self.assertEqual((alice.timeline, alice.letters), (said, said))
+        relay.set_weather(CLEAR)
 
     async def test_server_that_does_not_notify(self) -> None:
         proxy, http = self.start_proxy(self.start_gateway(observed=False))
