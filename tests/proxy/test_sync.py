@@ -256,10 +256,12 @@ class SyncTests(SyncTestCase):
         await self.is_waiting()
         self.homeserver.send_to_device("key")
         await asking
-        # If it were acknowledged now, the homeserver would go on from behind it at once.
-        self.homeserver.change_something_hidden()
+        assert self.gateway.observer is not None
+        counters = self.gateway.observer.counters
+        self.assertEqual(counters.delivered, 1)
         await until(lambda: not proxy.status()["observations"])
         await until(lambda: not self.gateway.observations)
+        self.assertEqual(counters.delivered, 1, "it was acknowledged")
         self.assertEqual(letters(await alice.poll()), ["key"])
         asking = alice.ask()
         await self.is_waiting()
