@@ -19,7 +19,8 @@ from synapse_lb.client.errors import (
     RequestTimeout,
     TooManyRequests,
 )
-from synapse_lb.client.persistence import Heartbeat, Persistence
+from synapse_lb.client.pace import Pace, Silences
+from synapse_lb.client.persistence import Heartbeat
 from synapse_lb.client.registration import CoapRegistration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 _SERVER: Final = "server"
 """The one peer of the endpoint."""
 
+_EMPTY_SIZE: Final = 4
+_EMPTY_CONFIRMABLE: Final = 0x40
+"""Version 1, Confirmable, no token (RFC 7252 section 3)."""
+
 
 class Channel:
     """The requests on one association; an `AssociationHandler` of txdtls.
@@ -49,9 +54,10 @@ class Channel:
         sticky: what the server of this association has been told.
         tuning: how messages are retransmitted.
         limits: the bounds of the endpoint's tables.
-        persistence: the times of the heartbeat, which beats while something is observed.
+        pace: how often the heartbeat beats while something is observed.
         random: source of message ids, tokens and jitter.
         q_block: whether the server is offered Q-Block (RFC 9177).
+        on_q_block_refused: called when the server has shown that it does not know it.
         on_lost: called once when the association has ended, with this channel and the reason.
     """
 
@@ -62,26 +68,33 @@ class Channel:
         sticky: StickySender,
         tuning: Tuning,
         limits: Limits,
-        persistence: Persistence,
+        pace: Pace,
         random: random.Random,
         q_block: bool,
+        on_q_block_refused: Callable[[], None],
         on_lost: Callable[[Channel, Exception], None],
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
         self._on_lost = on_lost
         self._q_block = q_block
+        self._on_q_block_refused = on_q_block_refused
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
         self._registrations: dict[int, tuple[CoapRegistration, float]] = {}
         self._heard_at = float("-inf")
+        self._silences = Silences(pace, self._now, self._renew_heartbeat)
         self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
         self._endpoint = Endpoint(random=random, tuning=tuning, limits=limits)
         self._driver = EndpointDriver(self._endpoint, clock, self._send, self._on_event)
         self._heartbeat = Heartbeat(
-            clock, persistence, heard_at=lambda: self._heard_at, now=self._driver.now, ping=self.ping
+            clock,
+            interval=lambda: pace.interval(self._now()),
+            silent_since=lambda: self._silences.since,
+            now=self._now,
+            ping=self.ping,
         )
 
     @property
@@ -152,6 +165,7 @@ class Channel:
             self.association.rebind()
         except DTLSError as error:
             raise ConnectionLost(f"the association cannot use a new socket: {error}") from error
+        self._silences.restart()
         with suppress(coap_errors.TooManyExchanges):  # then there is enough under way to tell the server
             self._endpoint.ping(_SERVER, self._driver.now())
         self._driver.flush()
@@ -212,6 +226,7 @@ class Channel:
     def message_received(self, association_id: int, data: bytes) -> None:
         """Take one datagram's CoAP message."""
         self._heard_at = self._driver.now()
+        self._silences.heard(ping=_is_ping(data))
         self._driver.receive(_SERVER, data)
 
     def association_moved(self, association_id: int) -> None:
@@ -260,7 +275,14 @@ class Channel:
         if not self._registrations:
             self._heartbeat.stop()
 
+    def _now(self) -> float:
+        return self._driver.now()
+
+    def _renew_heartbeat(self) -> None:
+        self._heartbeat.renew()
+
     def _send(self, peer: events.Peer, data: bytes) -> None:
+        self._silences.sent()
         self.association.send(data)
 
     def _cancel(self, exchange: int) -> None:
@@ -286,6 +308,9 @@ class Channel:
             self._endpoint.respond(event.exchange, CoapResponse(Code.NOT_FOUND), self._driver.now())
 
     def _answered(self, event: events.ResponseReceived) -> None:
+        if self._q_block and self._endpoint.refuses_q_block(_SERVER):
+            self._q_block = False
+            self._on_q_block_refused()
         if (waiting := self._waiting.pop(event.exchange, None)) is not None:
             waiting[0].callback(event.response)
         elif (registered := self._registrations.pop(event.exchange, None)) is not None:
@@ -307,6 +332,7 @@ class Channel:
             # A server that restarted without a word answers no record of its old associations, and only a
             # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
             self._why_lost = str(error)
+            self._silences.unanswered()
             self.close()
         if isinstance(what, CoapRegistration):
             what.failed(error)
@@ -314,6 +340,11 @@ class Channel:
         elif not what.called:
             # The heartbeat gives its ping up by itself when the association ends.
             what.errback(Failure(error))
+
+
+def _is_ping(data: bytes) -> bool:
+    """Whether a datagram is a CoAP ping: an empty Confirmable message (RFC 7252 section 4.3)."""
+    return len(data) == _EMPTY_SIZE and data[0] == _EMPTY_CONFIRMABLE and data[1] == Code.EMPTY
 
 
 def _client_error(error: coap_errors.CoapError) -> ClientError:

@@ -20,11 +20,13 @@ from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
 from synapse_lb.client.observing import Observer
+from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.query import Query, pairs_of
 from synapse_lb.client.registration import CoapRegistration, Registration
 from synapse_lb.client.sticky import Carried, StickySender
 from synapse_lb.client.subject import (
+    MISSING_TOKEN,
     Asking,
     Handler,
     MatrixSubject,
@@ -34,6 +36,7 @@ from synapse_lb.client.subject import (
 )
 from synapse_lb.client.transport import Call, Fallback, Switch, Transport, TransportChange
 from synapse_lb.client.uri import parse_server
+from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 from synapse_lb.coap.options import Options
@@ -45,7 +48,6 @@ from synapse_lb.txdtls.context import ClientVerification
 T = TypeVar("T")
 
 KEY_VERSIONS: Final = (None, 1)
-_MISSING_TOKEN: Final = "M_MISSING_TOKEN"
 
 
 class LowBandwidthClient(Observer):
@@ -72,7 +74,7 @@ class LowBandwidthClient(Observer):
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
-            and no further offer on this association.
+            and no further offer from this client.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
         connect_timeout: seconds that a handshake may take; None leaves it to `fallback` where there is HTTPS, and
@@ -83,6 +85,7 @@ class LowBandwidthClient(Observer):
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
+        known_silence: seconds, from the `known_silence` of an earlier client in the same network.
         random: source of the jitter with which observations return, and of CoAP's message ids, tokens and jitter.
 
     Raises:
@@ -109,6 +112,7 @@ class LowBandwidthClient(Observer):
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
+        known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
         if key_version not in KEY_VERSIONS:
@@ -116,9 +120,11 @@ class LowBandwidthClient(Observer):
         super().__init__(key_version, path_codes)
         self._reactor = reactor
         self._q_block = q_block
+        self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
         self._limits = limits or Limits()
-        self._persistence = persistence or Persistence()
+        self._persistence = times = persistence or Persistence()
+        self._pace = Pace(times.first_heartbeat, times.heartbeat, known_silence)
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
@@ -276,6 +282,7 @@ class LowBandwidthClient(Observer):
         Raises:
             ConnectionLost: there is no such socket.
         """
+        self._pace.forget()
         if self._switch is not None:
             self._switch.network_changed()
         self._keeper.rebind()
@@ -291,9 +298,20 @@ class LowBandwidthClient(Observer):
         return self._keeper.traffic
 
     @property
+    def endpoint_counters(self) -> Counters:
+        """What CoAP has done so far, in all associations: messages, retransmissions, blocks."""
+        return self._keeper.endpoint_counters
+
+    @property
     def session(self) -> bytes | None:
         """The DTLS session of the last association, to be resumed by another client; secret."""
         return self._keeper.session
+
+    @property
+    def known_silence(self) -> float | None:
+        """Seconds of the longest silence after which the way to the server was still open, which a later client in the
+        same network may begin with; None if there was none."""
+        return self._pace.known
 
     def close(self) -> Deferred[None]:
         """Say close_notify and take no more requests; those under way fail with `ConnectionLost`. Idempotent.
@@ -314,9 +332,10 @@ class LowBandwidthClient(Observer):
             sticky=StickySender(self._key_version, always=self._several_tokens),
             tuning=self._tuning,
             limits=self._limits,
-            persistence=self._persistence,
+            pace=self._pace,
             random=random_module.Random(self._random.getrandbits(64)),
-            q_block=self._q_block is not False,
+            q_block=self._q_block is not False and not self._q_block_refused,
+            on_q_block_refused=self._server_refuses_q_block,
             on_lost=on_lost,
         )
 
@@ -395,6 +414,9 @@ class LowBandwidthClient(Observer):
     def _key_version_refused(self) -> None:
         self._key_version = None
 
+    def _server_refuses_q_block(self) -> None:
+        self._q_block_refused = True
+
     def _limited(self, work: Coroutine[Any, Any, T], timeout: float | None) -> Deferred[T]:
         deferred = Deferred.fromCoroutine(work)
         if timeout is not None:
@@ -430,7 +452,7 @@ class LowBandwidthClient(Observer):
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
             matrix = decoded(response)
-            if unauthorized and carried.relies and _errcode(matrix) == _MISSING_TOKEN:
+            if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
             return matrix

@@ -14,6 +14,7 @@ from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import traffic_of
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.errors import ClientClosed
+from synapse_lb.coap.counters import Counters
 
 if TYPE_CHECKING:
     from synapse_lb.client.connector import Connector
@@ -43,6 +44,7 @@ class Keeper:
         self._connecting: Deferred[None] | None = None
         self._waiting: list[Deferred[Channel]] = []
         self._ended = Traffic()
+        self._ended_endpoints = Counters()
         self._closed = False
         self.session = session
 
@@ -99,6 +101,14 @@ class Keeper:
             total += traffic_of(channel.association)
         return total
 
+    @property
+    def endpoint_counters(self) -> Counters:
+        """What the endpoints of all associations have counted so far."""
+        total = self._ended_endpoints
+        for channel in self._channels():
+            total += channel.endpoint_counters
+        return total
+
     def close(self) -> Deferred[None]:
         """Say close_notify, and take no more requests; idempotent.
 
@@ -150,6 +160,7 @@ class Keeper:
 
     def _channel_lost(self, channel: Channel, reason: Exception) -> None:
         self._ended += traffic_of(channel.association)
+        self._ended_endpoints += channel.endpoint_counters
         self._retired.discard(channel)
         if channel is self._current:
             self._current = None

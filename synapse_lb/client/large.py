@@ -12,9 +12,7 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import parse_qsl
 
-from synapse_lb.client.subject import cursor_of
-
-_FULL_STATE: Final = ("full_state", "true")
+from synapse_lb.client.subject import FULL_STATE, cursor_of
 
 _LARGE: Final = re.compile(
     r"/rooms/[^/]+/(messages|members|joined_members|state|initialSync|hierarchy|context/.+|relations/.+|threads)"
@@ -40,6 +38,6 @@ def may_be_large(path: str, query: Collection[tuple[str, str]]) -> bool:
     path, query = path.rstrip("/"), (*query, *parse_qsl(own))
     cursor = cursor_of(path)
     if cursor is not None:
-        return _FULL_STATE in query or all(name != cursor.parameter for name, _ in query)
+        return FULL_STATE in query or all(name != cursor.parameter for name, _ in query)
     prefix = _PREFIX.match(path)
     return prefix is not None and _LARGE.fullmatch(path, prefix.end()) is not None

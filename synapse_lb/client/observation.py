@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """An observation that outlives its associations (RFC 7641 over MSC3079), and long polling where there is none.
 
-    .--> register with `since` --> notification --> handler --> since = next_batch --> ACK --.
+    fetch an initial sync --> handler --> since = next_batch
+                                               |
+    .--> register with `since` <---------------'
+    |          '----------------> notification --> handler --> since = next_batch --> ACK --.
     |          |                        ^                                                   |
     |          |                        '---------------------------------------------------'
     |          |  association lost, nobody answers, 5.xx, 4.29: wait, with jitter
@@ -199,13 +202,13 @@ class Observation:
         """
         if not self._polling:
             self._change(State.REGISTERING)
-        asking = Asking(
-            self.since, first=not self._processed, timeout=self._times.poll_timeout if self._polling else None
-        )
+        asking = self._asking()
         registration = None
         self._asked_at = self._clock.seconds()
         try:
             registration = await self._interruptible(Deferred.fromCoroutine(self._register(asking)))
+            if asking.observe is None:
+                return await self._take_initial(registration)
             await self._take_all(registration)
         except _Finished as finished:
             return finished.delay
@@ -214,7 +217,7 @@ class Observation:
             await self._deregister(registration)
             return 0.0
         except CancelledError:
-            if registration is not None:
+            if registration is not None and asking.observe is not None:
                 await self._deregister(registration)
             raise
         except _FINAL_ERRORS:
@@ -224,6 +227,26 @@ class Observation:
         finally:
             if registration is not None:
                 registration.forget()
+
+    def _asking(self) -> Asking:
+        """What is asked for now."""
+        if not self._processed and self._subject.fetches_first(self.since):
+            return Asking(self.since, observe=None)
+        timeout = self._times.poll_timeout if self._polling else None
+        return Asking(self.since, first=not self._processed, timeout=timeout)
+
+    async def _take_initial(self, fetch: Registration) -> float:
+        """Take the answer to a plain request, which may be long in coming: each of its blocks has its own limit.
+
+        Returns:
+            Seconds until the registration that goes on from there.
+        """
+        response = (await self._interruptible(fetch.next())).response
+        if not is_success(response.code):
+            return self._refused(response)
+        self._established = True
+        await self._process(response)
+        return 0.0
 
     async def _take_all(self, registration: Registration) -> NoReturn:
         """Take what a registration brings, one after another, until it ends.

@@ -61,10 +61,9 @@ class Observer(abc.ABC):
             The observation, which has begun.
         """
         pairs = tuple(pairs_of(query))
-        cursor = cursor_of(path)
-        subject = MatrixSubject(path, pairs, json, self._path_codes, cursor, lambda: self._key_version)
-        if since is None and cursor is not None:
-            since = dict(pairs).get(cursor.parameter)
+        subject = self._subject(path, pairs, json)
+        if since is None and subject.cursor is not None:
+            since = dict(pairs).get(subject.cursor.parameter)
         return self._observe(subject, token, handler, since, on_change)
 
     def observe_sync(
@@ -80,6 +79,9 @@ class Observer(abc.ABC):
     ) -> Observation:
         """Observe `/sync`; see `observe`.
 
+        An initial sync, and one with the full state, may be large. It is fetched with a plain request, by Q-Block
+        if the server has that; once the handler has processed it the rest is observed.
+
         Args:
             since: where to go on; None begins with the initial sync.
             handler: is given each sync body.
@@ -92,8 +94,9 @@ class Observer(abc.ABC):
         Returns:
             The observation, which has begun.
         """
-        query = sync_query(filter, set_presence, full_state)
-        return self.observe(SYNC_PATH, query, handler=handler, token=token, since=since, on_change=on_change)
+        query = tuple(sync_query(filter, set_presence, full_state))
+        subject = self._subject(SYNC_PATH, query, NO_BODY, initial=True)
+        return self._observe(subject, token, handler, since, on_change)
 
     def raw_observe(
         self,
@@ -114,6 +117,19 @@ class Observer(abc.ABC):
         """
         subject = RawSubject(request)
         return self._observe(subject, None, handler, subject.since, on_change)
+
+    def _subject(
+        self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
+    ) -> MatrixSubject:
+        return MatrixSubject(
+            path,
+            query,
+            json,
+            self._path_codes,
+            cursor_of(path),
+            key_version=lambda: self._key_version,
+            initial=initial,
+        )
 
     @abc.abstractmethod
     def _observe(

@@ -30,9 +30,10 @@ class Persistence:
     """The times of observations, in seconds.
 
     Attributes:
-        heartbeat: while observing, a server of which nothing was heard for so long is pinged; 60. It is also
-            what keeps the mappings of NATs open.
-        first_heartbeat: the same on a new association; it doubles with each answer up to `heartbeat`; 10.
+        heartbeat: while observing, silence is broken with a ping after so long at most; 285, just less than the
+            five minutes for which a NAT had better keep a mapping (RFC 4787 section 4.3).
+        first_heartbeat: the same at first, and the least. What the network allows between the two is learnt
+            (`synapse_lb.client.pace`); 25.
         retry_initial: longest wait before the first attempt to return; 1. It doubles with each further one.
         retry_max: longest wait between two attempts; 120.
         spread: clients that were told of a planned stop return spread over so long, or over the Max-Age that they
@@ -48,8 +49,8 @@ class Persistence:
         ValueError: a time is not positive.
     """
 
-    heartbeat: float = attrs.field(default=60.0, validator=_positive)
-    first_heartbeat: float = attrs.field(default=10.0, validator=_positive)
+    heartbeat: float = attrs.field(default=285.0, validator=_positive)
+    first_heartbeat: float = attrs.field(default=25.0, validator=_positive)
     retry_initial: float = attrs.field(default=1.0, validator=_positive)
     retry_max: float = attrs.field(default=120.0, validator=_positive)
     spread: float = attrs.field(default=5.0, validator=_positive)
@@ -97,12 +98,12 @@ class Backoff:
 
 
 class Heartbeat:
-    """Pings the server when nothing else was heard of it for a while.
+    """Pings the server when there has been silence for a while.
 
     Args:
         clock: the reactor.
-        persistence: the times.
-        heard_at: when something was last heard, in seconds of `now`.
+        interval: for how many seconds there may be.
+        silent_since: since when there is, in seconds of `now`.
         now: seconds that never run backwards.
         ping: pings the server; an answer that does not come is for the callee to deal with.
     """
@@ -110,16 +111,15 @@ class Heartbeat:
     def __init__(
         self,
         clock: Clock,
-        persistence: Persistence,
         *,
-        heard_at: Callable[[], float],
+        interval: Callable[[], float],
+        silent_since: Callable[[], float],
         now: Callable[[], float],
         ping: Callable[[], Deferred[None]],
     ) -> None:
         self._clock = clock
-        self._longest = persistence.heartbeat
-        self._interval = min(persistence.first_heartbeat, persistence.heartbeat)
-        self._heard_at = heard_at
+        self._interval = interval
+        self._silent_since = silent_since
         self._now = now
         self._ping = ping
         self._timer: Timer | None = None
@@ -130,7 +130,13 @@ class Heartbeat:
         """Begin, or go on, to listen for silence. Idempotent."""
         if not self._running:
             self._running = True
-            self._arm(self._interval)
+            self._arm(self._interval())
+
+    def renew(self) -> None:
+        """Look when the next ping is due, since the interval has changed."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm(0.0)
 
     def stop(self) -> None:
         """Stop. Idempotent."""
@@ -147,26 +153,25 @@ class Heartbeat:
 
     def _due(self) -> None:
         self._timer = None
-        quiet = self._now() - self._heard_at()
-        if quiet < self._interval:
+        quiet, interval = self._now() - self._silent_since(), self._interval()
+        if quiet < interval:
             # What is left of the time may be too small for the clock to move by.
-            self._arm(max(self._interval - quiet, _SHORTEST_WAIT))
+            self._arm(max(interval - quiet, _SHORTEST_WAIT))
             return
         try:
             pinging = self._ping()
         except ClientError:
             # Too much is under way; its answers will do as well.
-            self._arm(self._interval)
+            self._arm(interval)
             return
         self._pinging = pinging
         pinging.addCallbacks(self._answered, self._unanswered)
 
     def _answered(self, _: None) -> None:
         self._pinging = None
-        self._interval = min(2 * self._interval, self._longest)
-        self._arm(self._interval)
+        self._arm(self._interval())
 
     def _unanswered(self, failure: Failure) -> None:
         self._pinging = None
         # If something else was heard meanwhile the association goes on; else this has been stopped.
-        self._arm(self._interval)
+        self._arm(self._interval())

@@ -12,8 +12,9 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from synapse_lb.client.errors import BadRequest, ClientError, RequestFailed
+from synapse_lb.client.errors import BadRequest, BadResponse, ClientError, RequestFailed
 from synapse_lb.client.sticky import Carried
+from synapse_lb.client.subject import MISSING_TOKEN, decoded
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
 
@@ -195,8 +196,8 @@ class CoapRegistration(Registration):
         unauthorized = response.code == Code.UNAUTHORIZED
         sticky.answered(carried, unauthorized=unauthorized)
         self._finish()
-        if unauthorized and carried.relies:
-            # The server may have forgotten whose association it is; the next registration says it.
+        if unauthorized and carried.relies and _misses_token(response):
+            # The server has forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:
             self._deliver(Incoming(response, last=True))
@@ -221,3 +222,12 @@ class CoapRegistration(Registration):
         if self.open:
             self.open = False
             self._on_end()
+
+
+def _misses_token(response: CoapResponse) -> bool:
+    """Whether a 4.01 says that no access token is known, and not that the one that is known is refused."""
+    try:
+        body = decoded(response).body
+    except BadResponse:
+        return True
+    return isinstance(body, dict) and body.get("errcode") == MISSING_TOKEN

@@ -18,6 +18,12 @@ from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, de
 
 Pairs = tuple[tuple[str, str], ...]
 
+FULL_STATE: Final = ("full_state", "true")
+"""The parameter of /sync that asks for all there is."""
+
+MISSING_TOKEN: Final = "M_MISSING_TOKEN"
+"""The errcode of a request whose user the server does not know; it has not run it."""
+
 SYNC_CODE_PATH: Final = "/7"
 """MSC3079's code for /sync."""
 
@@ -62,13 +68,13 @@ class Asking:
         since: the place after what was processed last; None from the beginning.
         first: whether nothing was processed yet.
         timeout: seconds that a server which does not notify may hold the answer back; None says nothing of it.
-        observe: value of the Observe option.
+        observe: value of the Observe option; None makes it a plain request.
     """
 
     since: str | None
     first: bool = True
     timeout: float | None = None
-    observe: int = REGISTER
+    observe: int | None = REGISTER
 
     @classmethod
     def farewell(cls, since: str | None) -> Asking:
@@ -105,6 +111,13 @@ class Subject(Protocol):
     def cursor(self) -> Cursor | None:
         """How places in it are named, or None if it has none."""
 
+    def fetches_first(self, since: str | None) -> bool:
+        """Whether the first answer is fetched with a plain request, because it may be large.
+
+        Args:
+            since: the place that is asked for.
+        """
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """The request for a registration.
 
@@ -134,6 +147,8 @@ class MatrixSubject:
         path_codes: send the MSC's short code in place of the path.
         cursor: how places in it are named.
         key_version: says what version the integer keys in the body are of.
+        initial: fetch an initial sync, or one with the full state, with a plain request: many blocks of that may be
+            under way at once (RFC 9177), but each block of a notification is asked for.
     """
 
     path: str
@@ -142,6 +157,11 @@ class MatrixSubject:
     path_codes: bool
     cursor: Cursor | None
     key_version: Callable[[], int | None]
+    initial: bool = False
+
+    def fetches_first(self, since: str | None) -> bool:
+        """See `Subject`."""
+        return self.initial and (since is None or FULL_STATE in self.query)
 
     @property
     def method(self) -> str:
@@ -168,6 +188,8 @@ class MatrixSubject:
             )
         except MappingError as error:
             raise BadRequest(error.message) from error
+        if asking.observe is None:
+            return CoapRequest(code, Options.of(*options), payload, q_block=True)
         options.append((OptionNumber.OBSERVE, encode_uint(asking.observe)))
         return CoapRequest(Code.FETCH if code == Code.POST else code, Options.of(*options), payload)
 
@@ -211,8 +233,13 @@ class RawSubject:
                 return value.decode("utf-8", "replace")
         return None
 
+    def fetches_first(self, since: str | None) -> bool:
+        """See `Subject`. The request is sent as it is given."""
+        return False
+
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
+        assert asking.observe is not None
         arguments = [(_name(each), each) for each in self.template.options.get_all(OptionNumber.URI_QUERY)]
         left_out, added = asking.changes([name for name, _ in arguments], self.cursor)
         options = self.template.options.without(OptionNumber.URI_QUERY)

@@ -7,10 +7,11 @@ once, which floods a slow one. Here a window does both:
 - It starts with few blocks, the fewer the longer the first block took, and doubles each round trip.
 - The queue on the way is what a round trip takes longer than the shortest that was seen. It may grow to
   `QUEUE_TARGET` seconds and one block; then the window shrinks to what keeps it there (as in TCP Vegas, RFC 6817).
-- The window never grows beyond twice what fills the way at the rate at which blocks *do* arrive, and one block.
-- A loss says little on a lossy way. Where there is no queue, one loss in a round trip is tolerated, or an eighth of
-  the window. More of them, or with a queue, and the window becomes what fills the way (as in TCP Westwood), but it
-  is never more than halved in one round trip. Where there is no queue it grows by an eighth each round trip.
+- The window never grows far beyond twice what fills the way at the rate at which blocks *do* arrive.
+- A loss says little on a lossy way. Where there is no queue, two losses in a round trip are tolerated, and an eighth
+  of the window; the window goes on doubling (as in BBR, draft-ietf-ccwg-bbr section 5.3.1.3). More of them, or with
+  a queue, and the window becomes what fills the way (as in TCP Westwood), but it is never more than halved in one
+  round trip. From then on it grows by an eighth each round trip, where there is no queue.
 - Silence means congestion: the window becomes `LEAST_WINDOW`, and the timeout doubles.
 """
 
@@ -32,6 +33,14 @@ QUEUE_TARGET: Final = 0.1
 
 TOLERATED: Final = 1 / 8
 """The share of a window that may be lost in a round trip without being taken for congestion."""
+
+ALWAYS_TOLERATED: Final = 2
+"""Blocks on top of that share: in a small window a lossy way takes that many without being narrow."""
+
+STARTING: Final = 2.5
+"""While the window doubles, it may be so many times what fills the way at the rate that was seen: blocks of one
+round trip arrive spread over it, so that twice the rate would let it grow by little more than half."""
+
 
 _GRANULARITY: Final = 0.1
 _START_SPAN = 2.0
@@ -139,21 +148,23 @@ class CongestionWindow:
                 share = (self._base + allowed) / (self._base + queue)
                 self._reduce(self._window * max(share, 0.5), now)
         elif self._window < self._threshold:
-            self._grow(1.0)
+            self._grow(1.0, max(2 * self._full() + 1, STARTING * self._full()))
         elif queue < allowed / 2:
-            self._grow(max(1.0, self._window / 8) / self._window)
+            self._grow(max(1.0, self._window / 8) / self._window, 2 * self._full() + 1)
 
     def lost(self, mark: Mark, now: float) -> None:
         """Take in that a datagram with this mark was lost."""
-        self._threshold = min(self._threshold, self._window)
         if mark.time >= self._round_began:
             self._round_began, self._round_losses = now, 0
         self._round_losses += 1
         if mark.time < self._reduced_at:
             return
-        if self._round_losses <= max(1.0, self._window * TOLERATED) and self._queue() < self._allowed():
+        if (
+            self._round_losses <= ALWAYS_TOLERATED + self._window * TOLERATED
+            and self._queue() < self._allowed()
+        ):
             return
-        filling = self._full() / 2 if self._recent else 0.0
+        filling = self._full() if self._recent else 0.0
         self._reduce(min(self._window, max(filling, self._window / 2)), now)
 
     def expired(self, now: float) -> None:
@@ -164,10 +175,9 @@ class CongestionWindow:
         self._window = float(self._least)
         self._reduced_at = now
 
-    def _grow(self, by: float) -> None:
+    def _grow(self, by: float, most: float) -> None:
         """Grow, but not beyond what the rate justifies."""
-        most = min(self._full() + 1, self._limit)
-        self._window = max(self._window, min(self._window + by, most))
+        self._window = max(self._window, min(self._window + by, most, self._limit))
 
     def _reduce(self, window: float, now: float) -> None:
         self._window = self._threshold = max(window, self._least)
@@ -199,8 +209,8 @@ class CongestionWindow:
         return min(list(self._recent)[-latest:]) - self._base
 
     def _full(self) -> float:
-        """Return twice the blocks that fill the way; with more of them only the queue grows."""
-        return 2 * self.rate * self._base if self._recent else float(self._limit)
+        """Return the blocks that fill the way; with more of them only the queue grows."""
+        return self.rate * self._base if self._recent else float(self._limit)
 
     def _allowed(self) -> float:
         return QUEUE_TARGET + (1 / self.rate if self.rate else 0.0)

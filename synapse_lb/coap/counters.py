@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from attrs import define
+import operator
+
+from attrs import astuple, define
 
 
 @define
@@ -95,3 +97,11 @@ class Counters:
     blocks_recovered: int = 0
     blocks_dropped: int = 0
     q_block_fallbacks: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        """What both have counted together."""
+        return Counters(*map(operator.add, astuple(self), astuple(other)))
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        """What was added since an earlier reading."""
+        return Counters(*map(operator.sub, astuple(self), astuple(earlier)))

@@ -222,11 +222,15 @@ class Endpoint:
     def ping(self, peer: Peer, now: float) -> int:
         """Ask whether a peer is there; the outcome is `PongReceived` or `RequestFailed`.
 
+        A ping is an outstanding interaction like any other (RFC 7252 section 4.7), but never waits, and keeps nothing
+        waiting: a message for which there is no room otherwise takes its place (`PingGaveWay`).
+
         Returns:
             The number of the exchange.
 
         Raises:
-            TooManyExchanges: `Limits.max_exchanges_per_peer` requests to the peer are open.
+            TooManyExchanges: `Limits.max_exchanges_per_peer` requests to the peer are open, or NSTART of them are not
+                acknowledged, and will tell as much.
         """
         state = self._core.peer_state(peer)
         try:
@@ -301,6 +305,12 @@ class Endpoint:
             settings.rto.seed(rtt)
         if q_block is not None:
             settings.q_block = q_block
+
+    def refuses_q_block(self, peer: Peer) -> bool:
+        """Whether a peer has shown that it does not know Q-Block (RFC 9177): it answered 4.02 to a request that
+        offered it, and otherwise to the same request without."""
+        settings = self._core.settings.get(peer)
+        return settings is not None and settings.refuses_q_block
 
     def drop_peer(self, peer: Peer, now: float) -> None:
         """End everything with a peer whose association has ended, and forget it.

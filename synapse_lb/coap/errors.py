@@ -184,5 +184,9 @@ class RequestReset(DeliveryError):
     """The peer rejected the request with a Reset (RFC 7252 section 4.2)."""
 
 
+class PingGaveWay(DeliveryError):
+    """A ping was given up for a message that waited for NSTART, and whose outcome tells as much (RFC 7252 4.7)."""
+
+
 class PeerGone(DeliveryError):
     """The security association with the peer has ended, and everything that was under way with it."""

@@ -32,6 +32,7 @@ class PeerSettings:
         max_message_size: Bytes of the largest message that it can be sent.
         rto: Its retransmission timeout.
         q_block: Whether it is asked for Q-Block.
+        refuses_q_block: Whether it was, and does not know it.
         silent_until: Monotonic seconds; until then it gets no further body in Non-confirmable sets, since it did
             not answer one (PROBING_RATE, RFC 9177 section 7.2).
     """
@@ -39,6 +40,7 @@ class PeerSettings:
     max_message_size: int
     rto: RetransmissionTimeout
     q_block: bool = False
+    refuses_q_block: bool = False
     silent_until: float = 0.0
 
 

@@ -11,7 +11,8 @@ Where this package does other than RFC 9177 recommends, always in a way that its
 - A server sends no set before it is asked for (section 7.2 has NON_TIMEOUT for that); `qblock_server` says why.
 - The client's wait for missing blocks follows the measured round trip instead of NON_RECEIVE_TIMEOUT, and it gives
   up after NON_MAX_RETRANSMIT requests in vain, but not before MAX_TRANSMIT_SPAN. `Tuning.adaptive_rto` off restores
-  the RFC's times. The server's wait is NON_RECEIVE_TIMEOUT, or three times the gap between blocks.
+  the RFC's times. The server's wait is NON_RECEIVE_TIMEOUT, or
+  three times the gap between blocks; where the round trip is known, two of that for the blocks of a set.
 - A request body goes up in Confirmable blocks, with a window in place of NSTART (section 7.1 leaves that open), unless
   the request is Non-confirmable: then it goes in sets, as section 7.2 has it.
 - A body that a server does not keep any more is never made anew for a later block: 4.08 (section 4.4 would allow it).

@@ -117,9 +117,13 @@ class QBlockClient:
 
     def settled(self, exchange: ClientExchange, response: CoapResponse) -> None:
         """Note the outcome of a request that was made once more without Q-Block."""
-        if exchange.fell_back and response.code == Code.BAD_OPTION:
+        if not exchange.fell_back:
+            return
+        if response.code == Code.BAD_OPTION:
             # It was not Q-Block that the peer refused.
             exchange.peer.settings.q_block = True
+        else:
+            exchange.peer.settings.refuses_q_block = True
 
     def _fall_back(self, exchange: ClientExchange, transfer: Transfer, now: float) -> None:
         """Make a request once more without Q-Block, which the peer does not know."""

@@ -125,10 +125,18 @@ class Uploader:
     # --- Confirmable ---
 
     def _pump(self, exchange: ClientExchange, stream: Stream, upload: Upload, now: float) -> None:
-        """Send what the window has room for; when nothing is left, wait for the response."""
+        """Send what the window has room for; when nothing is left, wait for the response.
+
+        What should have been acknowledged by now has been lost, and fills the way no more (as in RFC 6675). Where
+        nothing arrives any more nothing new leaves either, for it takes an acknowledgement to come here.
+        """
         window = upload.window
-        while window is not None and upload.waiting and len(stream.transmissions) < window.window:
-            self._send_confirmable(exchange, stream, upload, upload.waiting.popleft(), now)
+        if window is not None:
+            timeout = window.timeout
+            under_way = sum(now - each.last_sent < timeout for each in stream.transmissions.values())
+            room = self._core.limits.q_block_window - len(stream.transmissions)
+            for _ in range(min(window.window - under_way, room, len(upload.waiting))):
+                self._send_confirmable(exchange, stream, upload, upload.waiting.popleft(), now)
         if not upload.waiting and not stream.transmissions:
             self._await_response(exchange, upload, now)
 
@@ -150,6 +158,7 @@ class Uploader:
             now,
             allowance=tuning.separate_after if last else 0.0,
             windowed=True,
+            timeout=upload.window.timeout if upload.window is not None and tuning.adaptive_rto else 0.0,
         )
 
     def _on_outcome(
@@ -165,7 +174,7 @@ class Uploader:
                 return
             upload.heard = True
             stream.heard_at = now
-            self._acknowledged(upload, mark, transmission.retransmissions, now)
+            self._acknowledged(exchange, upload, mark, transmission.retransmissions, now)
             if message.code != Code.EMPTY:
                 self._host.take(exchange, message, now)
             if exchange.stream is stream:
@@ -174,14 +183,16 @@ class Uploader:
 
         return on_outcome
 
-    def _acknowledged(self, upload: Upload, mark: Mark, copies: int, now: float) -> None:
+    def _acknowledged(
+        self, exchange: ClientExchange, upload: Upload, mark: Mark, copies: int, now: float
+    ) -> None:
         upload.acknowledged += 1
         if upload.window is None:
             tuning = self._core.tuning
             upload.window = CongestionWindow(
                 first=now - mark.time,
                 limit=self._core.limits.q_block_window,
-                timeout=tuning.ack_timeout,
+                timeout=exchange.peer.settings.rto.timeout,
                 max_timeout=tuning.max_rto,
             )
             return

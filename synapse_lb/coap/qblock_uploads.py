@@ -44,6 +44,9 @@ from synapse_lb.coap.reassembly import Reassembly, Upload
 if TYPE_CHECKING:
     from synapse_lb.coap.qblock_server import Reply
 
+_LEAST_WAIT = 0.2
+"""s: added to what the round trip lets expect, for blocks that overtake one another."""
+
 _RESPONSE_OVERHEAD = 32
 """B: what is allowed for header, token and options of a 4.08."""
 
@@ -62,8 +65,10 @@ class QUpload(Upload):
         confirmed: Sets that were acknowledged with 2.31.
         token: Of the latest message.
         heard_at: When that came, in monotonic seconds.
-        gap: Seconds between messages, at most of late.
+        gap: Seconds between messages of a set, at most of late.
         reports: How often gaps were named since a block arrived.
+        asked_at: When the client was last told something that it answers at once, if it has not yet; or None.
+        turn: Seconds that it takes to answer, as measured of late; None if that is not known.
     """
 
     total: int
@@ -77,6 +82,8 @@ class QUpload(Upload):
     heard_at: float = 0.0
     gap: float = 0.0
     reports: int = 0
+    asked_at: float | None = None
+    turn: float | None = None
 
     @property
     def count(self) -> int:
@@ -135,7 +142,7 @@ class QBlockUploads:
         if block.number in upload.blocks or upload.whole:
             self._counters.blocks_duplicate += 1
             if not upload.whole:
-                self._heard(upload, message, now)
+                self._heard(upload, message, now, same_set=True)
             self._answer(upload, message, seen, block, now, again=True)
             return None
         _check_payload(upload, block, message.payload)
@@ -149,8 +156,8 @@ class QBlockUploads:
             return self._whole(upload, now)
         self._store.grow(upload, len(message.payload), now)
         self._store.touch(upload, now)
-        self._heard(upload, message, now)
         new_set = upload.highest // self._core.tuning.max_payloads > former_set >= 0
+        self._heard(upload, message, now, same_set=not new_set)
         self._answer(upload, message, seen, block, now, new_set=new_set)
         return None
 
@@ -194,10 +201,16 @@ class QBlockUploads:
         self._store.touch(upload, now, self._core.tuning.non_lifetime)
         return upload.options, body
 
-    def _heard(self, upload: QUpload, message: Message, now: float) -> None:
+    def _heard(self, upload: QUpload, message: Message, now: float, *, same_set: bool) -> None:
         """Note the token of the latest message, and wait for the next one."""
         upload.token = message.token
-        upload.gap = max(now - upload.heard_at, upload.gap / 2)
+        if upload.asked_at is not None:
+            turn = now - upload.asked_at
+            upload.turn = turn if upload.turn is None else max(turn, (upload.turn + turn) / 2)
+        elif same_set:
+            # Between two sets the client pauses, which tells nothing of the way.
+            upload.gap = max(now - upload.heard_at, upload.gap / 2)
+        upload.asked_at = None
         upload.heard_at = now
         self._core.timers.cancel(upload.further_timer)
         upload.further_timer = None
@@ -205,11 +218,33 @@ class QBlockUploads:
             self._wait(upload, now)
 
     def _wait(self, upload: QUpload, now: float) -> None:
-        # On a slow way the next block takes long, and is not missing.
-        initial = max(self._core.tuning.non_receive_timeout, 3 * upload.gap)
         upload.further_timer = self._core.timers.schedule(
-            now + initial * 2**upload.reports, lambda now: self._overdue(upload, now)
+            now + self._time_to_wait(upload), lambda now: self._overdue(upload, now)
         )
+
+    def _time_to_wait(self, upload: QUpload) -> float:
+        """Return the seconds without a block after which gaps are named (RFC 9177 section 7.2).
+
+        NON_RECEIVE_TIMEOUT is the *maximum* of the first wait. Where the round trip is known, and a block of the set
+        is missing, two of that are enough: the blocks of a set leave together, or at once when they are asked for.
+        The waits then grow faster, so that the last one is as long as if the first had been NON_RECEIVE_TIMEOUT.
+        """
+        tuning = self._core.tuning
+        # On a slow way the next block takes long, and is not missing.
+        usual = max(tuning.non_receive_timeout, 3 * upload.gap)
+        known = [rtt for rtt in (upload.peer.settings.rto.smoothed_rtt, upload.turn) if rtt is not None]
+        # If nothing is missing the client pauses, or has not got the 2.31.
+        told = known and tuning.adaptive_rto and upload.missing(self._end_of_set(upload), 1)
+        if not told or not tuning.non_max_retransmit:
+            return usual * float(1 << upload.reports)
+        first = min(usual, max(2 * max(known) + _LEAST_WAIT, 3 * upload.gap))
+        growth: float = 2 * (usual / first) ** (1 / tuning.non_max_retransmit)
+        return first * growth**upload.reports
+
+    def _end_of_set(self, upload: QUpload) -> int:
+        """Return the number after the set of the greatest number that is here."""
+        max_payloads = self._core.tuning.max_payloads
+        return (upload.highest // max_payloads + 1) * max_payloads
 
     def _overdue(self, upload: QUpload, now: float) -> None:
         """Nothing has arrived: name the gaps, or give up (RFC 9177 section 7.2)."""
@@ -221,7 +256,8 @@ class QBlockUploads:
             self._core.tend(upload.peer, now)
             return
         upload.reports += 1
-        self._report(upload, upload.missing(upload.count, tuning.max_payloads), now)
+        missing = upload.missing(self._end_of_set(upload), tuning.max_payloads)
+        self._report(upload, missing or upload.missing(upload.count, tuning.max_payloads), now)
         self._wait(upload, now)
 
     def _answer(
@@ -246,6 +282,7 @@ class QBlockUploads:
         repeats = again and block.number < whole_sets * max_payloads
         if not upload.whole and (whole_sets > upload.confirmed or repeats):
             upload.confirmed = whole_sets
+            upload.asked_at = now
             option = Block(whole_sets * max_payloads - 1, True, upload.szx).encode()
             options = Options().with_option(OptionNumber.Q_BLOCK1, option)
             self._reply(state, message, seen, Code.CONTINUE, options, b"", now, harmless=True)
@@ -265,6 +302,7 @@ class QBlockUploads:
         message_id = state.take_message_id(now, self._core.tuning.non_lifetime)
         code = Code.REQUEST_ENTITY_INCOMPLETE
         self._counters.blocks_recovered += len(missing)
+        upload.asked_at = now
         self._core.send(state.peer, Message(Type.NON, code, message_id, upload.token, options, payload))
 
 

@@ -4,7 +4,8 @@
 Of each peer at most NSTART messages are outstanding; further ones wait in order. There are never more of them
 than open exchanges, which are bounded. A message whose acknowledgement the peer may hold back while it works on it
 (a notification) counts until its first retransmission only, so that it does not keep others waiting; its copies
-are ever further apart. The timeout follows the round trip (`rto`) and doubles with each
+are ever further apart. A ping counts as well, but never waits, and nothing waits for it: where there is no room each of
+the outstanding messages asks the same. The timeout follows the round trip (`rto`) and doubles with each
 retransmission. A small timeout must not make a short outage a failure: besides MAX_RETRANSMIT, an adaptive
 transmission uses up MAX_TRANSMIT_SPAN before it is given up.
 """
@@ -29,10 +30,11 @@ class Outcome(Enum):
     ACKNOWLEDGED = "acknowledged"
     RESET = "reset"
     TIMED_OUT = "timed out"
+    GAVE_WAY = "gave way"
 
 
 OnOutcome = Callable[[Outcome, "Message | None", float], None]
-"""Called with the outcome, the message that brought it (None for TIMED_OUT), and the time."""
+"""Called with the outcome, the message that brought it (None if there is none), and the time."""
 
 
 @define(eq=False)
@@ -49,8 +51,10 @@ class Transmission:
         last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
         retransmissions: Copies after the first.
+        windowed: Whether a congestion window of the caller's bounds it in place of NSTART.
         patience: Seconds for which the peer may hold the ACK back; 0 if it may not.
         yielding: Whether it does not, or no longer, count for NSTART.
+        gives_way: Whether it is given up when another message waits for NSTART.
         measurable: Whether the time of its ACK tells something of the way to the peer.
         timer: When the next copy is due; None while it is queued.
     """
@@ -64,8 +68,10 @@ class Transmission:
     last_sent: float = 0.0
     timeout: float = 0.0
     retransmissions: int = 0
+    windowed: bool = False
     patience: float = 0.0
     yielding: bool = False
+    gives_way: bool = False
     measurable: bool = True
     timer: Timer | None = None
 
@@ -89,7 +95,9 @@ class ReliabilityLayer:
         *,
         allowance: float = 0.0,
         windowed: bool = False,
+        timeout: float = 0.0,
         patience: float = 0.0,
+        gives_way: bool = False,
     ) -> Transmission:
         """Send a Confirmable message, or queue it behind those that are outstanding.
 
@@ -99,16 +107,29 @@ class ReliabilityLayer:
             on_outcome: Told how it ended.
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
-            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7).
+            windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7). That takes
+                note of losses; they do not lengthen the timeout of other messages.
+            timeout: Seconds that the window has measured; 0 takes the peer's timeout.
             patience: Seconds for which it may hold the ACK back, because it works on the message. So long the ACK
                 is waited for, also after the last copy.
+            gives_way: Whether it is given up (RFC 7252 section 4.2 allows that at any time) when another message has to
+                wait for NSTART, because that tells as much.
 
         Raises:
             MessageError: The message has no wire form.
             OptionError: One of its options has none.
         """
         transmission = Transmission(
-            state, message, message.encode(), on_outcome, allowance, yielding=windowed, patience=patience
+            state,
+            message,
+            message.encode(),
+            on_outcome,
+            allowance,
+            timeout=timeout,
+            windowed=windowed,
+            yielding=windowed,
+            patience=patience,
+            gives_way=gives_way,
         )
         if windowed:
             self._start(transmission, now)
@@ -116,6 +137,10 @@ class ReliabilityLayer:
             state.queue.append(transmission)
             self._start_queued(state, now)
         return transmission
+
+    def has_room(self, state: PeerState) -> bool:
+        """Whether a message would leave at once (RFC 7252 section 4.7)."""
+        return not state.queue and self._counted(state) < self._core.tuning.nstart
 
     def pause(self, transmission: Transmission, now: float) -> None:
         """Send no more copies: the peer has shown that it has the message. Its ACK is still waited for."""
@@ -189,7 +214,11 @@ class ReliabilityLayer:
         state = transmission.peer
         state.outstanding[transmission.message.message_id] = transmission
         transmission.first_sent = now
-        transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
+        if transmission.timeout:
+            drawn = transmission.timeout * self._core.random.uniform(1.0, self._core.tuning.ack_random_factor)
+            transmission.timeout = max(drawn, transmission.timeout + transmission.allowance)
+        else:
+            transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
         self._transmit(transmission, now)
 
     def _transmit(self, transmission: Transmission, now: float) -> None:
@@ -216,7 +245,8 @@ class ReliabilityLayer:
             return
         transmission.timeout = rto.doubled(transmission.timeout)
         # The missing ACK of a message that the peer works on is less of a sign: it counts once.
-        if transmission.measurable and not (transmission.patience and transmission.retransmissions):
+        once = transmission.patience and transmission.retransmissions
+        if transmission.measurable and not transmission.windowed and not once:
             rto.backed_off(transmission.timeout / self._core.tuning.ack_random_factor)
         transmission.retransmissions += 1
         self._core.counters.retransmissions += 1
@@ -257,10 +287,18 @@ class ReliabilityLayer:
     def _start_queued(self, state: PeerState, now: float) -> None:
         """Let those go for which there is room (RFC 7252 section 4.7)."""
         while state.queue:
-            counted = sum(not transmission.yielding for transmission in state.outstanding.values())
-            if counted >= self._core.tuning.nstart:
+            if self._counted(state) < self._core.tuning.nstart:
+                self._start(state.queue.popleft(), now)
+                continue
+            polite = next((each for each in state.outstanding.values() if each.gives_way), None)
+            if polite is None:
                 return
-            self._start(state.queue.popleft(), now)
+            self._remove(polite, now)
+            polite.on_outcome(Outcome.GAVE_WAY, None, now)
+
+    @staticmethod
+    def _counted(state: PeerState) -> int:
+        return sum(not transmission.yielding for transmission in state.outstanding.values())
 
     @staticmethod
     def _is_outstanding(transmission: Transmission) -> bool:

@@ -18,6 +18,7 @@ from synapse_lb.coap.errors import (
     MessageError,
     NotObserved,
     PeerGone,
+    PingGaveWay,
     RemoteError,
     RequestReset,
     RequestTimedOut,
@@ -168,15 +169,20 @@ class Requester:
             The number of its exchange.
 
         Raises:
-            TooManyExchanges: Too many requests to the peer are open.
+            TooManyExchanges: Too many requests to the peer are open, or NSTART of them not acknowledged: whether the
+                peer is there will be seen from those.
         """
         self._admit(state)
+        if not self._reliability.has_room(state):
+            raise TooManyExchanges("as many messages are outstanding as may be")
         exchange = ClientExchange(id=self._core.next_exchange(), peer=state)
         self._core.exchanges[exchange.id] = exchange
         state.pings += 1
         message = Message(Type.CON, 0, state.take_message_id(now, self._core.tuning.exchange_lifetime))
         exchange.advance(Step.PING)
-        exchange.transmission = self._reliability.send(state, message, self._on_pong(exchange), now)
+        exchange.transmission = self._reliability.send(
+            state, message, self._on_pong(exchange), now, gives_way=True
+        )
         return exchange.id
 
     def cancel(self, exchange: int, now: float) -> PeerState | None:
@@ -267,6 +273,9 @@ class Requester:
         def on_outcome(outcome: Outcome, _message: Message | None, now: float) -> None:
             if outcome is Outcome.TIMED_OUT:
                 self.fail(exchange, RequestTimedOut("no answer to the ping"), now)
+                return
+            if outcome is Outcome.GAVE_WAY:
+                self.fail(exchange, PingGaveWay("another message asks the same"), now)
                 return
             # A Reset is the answer; an ACK, which some peers send, shows that it is there as well.
             self._end(exchange, now)

@@ -52,18 +52,19 @@ class Decoded:
 
 # --- decoding ---------------------------------------------------------------------------------------
 
-_UNSIGNED: Final = 0x00
-_NEGATIVE: Final = 0x20
-_TEXT: Final = 0x60
-_ARRAY: Final = 0x80
-_MAP: Final = 0xA0
-_TAG: Final = 0xC0
+UNSIGNED: Final = 0x00
+NEGATIVE: Final = 0x20
+TEXT: Final = 0x60
+ARRAY: Final = 0x80
+MAP: Final = 0xA0
+TAG: Final = 0xC0
+SIMPLE_OR_FLOAT: Final = 0xE0
 """Major types, in the place that they have in an initial byte (RFC 8949 section 3.1)."""
 
-_MAJOR: Final = 0xE0
-_INFORMATION: Final = 0x1F
-_INDEFINITE: Final = 0x1F
-_LONG_TEXT: Final = _TEXT | 24
+MAJOR: Final = 0xE0
+INFORMATION: Final = 0x1F
+INDEFINITE: Final = 0x1F
+_LONG_TEXT: Final = TEXT | 24
 _BREAK: Final = 0xFF
 _SIMPLE: Final[Mapping[int, bool | None]] = {0xF4: False, 0xF5: True, 0xF6: None}
 _FLOATS: Final = {0xF9: struct.Struct(">e"), 0xFA: struct.Struct(">f"), 0xFB: struct.Struct(">d")}
@@ -90,22 +91,22 @@ def decode(data: bytes, *, max_depth: int = DEFAULT_MAX_DEPTH) -> Decoded:
             values, NaN or infinities, integers outside [-2**63, 2**64), keys that are neither text nor
             known integers, the same key twice, text that is not UTF-8, or more depth than allowed.
     """
-    parser = _Parser(data)
+    parser = Parser(data)
     try:
         value, end = parser.run(max_depth)
     except (IndexError, struct.error):
-        raise CborError(_TOO_SHORT) from None
+        raise CborError(TOO_SHORT) from None
     except UnicodeDecodeError:
         raise CborError("Text that is not UTF-8") from None
     if end != len(data):
-        raise CborError(_TOO_SHORT if end > len(data) else "Bytes after the CBOR item")
+        raise CborError(TOO_SHORT if end > len(data) else "Bytes after the CBOR item")
     return Decoded(value, parser.used_integer_keys)
 
 
-_TOO_SHORT: Final = "The CBOR ends too early"
+TOO_SHORT: Final = "The CBOR ends too early"
 
 
-class _Parser:
+class Parser:
     """One run of `decode`. A position past the end is noticed by the next read, or at the end of all."""
 
     def __init__(self, data: bytes) -> None:
@@ -121,18 +122,21 @@ class _Parser:
         data = self._data
         position = 0
         # The innermost open array or map; items or pairs still to come (below 0: until a break); the key
-        # whose value comes next; whether it has integer keys. The outermost is an array of our own.
+        # whose value comes next; whether it has integer keys; its tag. The outermost is an array of our own.
         container: Any = []
         left, integers = 1, False
         key: Any = None
+        tag: int | None = None
         value: Any
-        stack: list[tuple[Any, int, Any, bool]] = []
+        stack: list[tuple[Any, int, Any, bool, int | None]] = []
         while True:
             if not left:
                 value = self._with_names(container) if integers else container
                 if not stack:
                     return value[0], position
-                container, left, key, integers = stack.pop()
+                if tag is not None:
+                    value = self._tagged(tag, value)
+                container, left, key, integers, tag = stack.pop()
             else:
                 left -= 1
                 initial = data[position]
@@ -147,16 +151,19 @@ class _Parser:
                     integers = integers or type(key) is int
                     initial = data[position]
                     position += 1
-                if _ARRAY <= initial < _TAG:
-                    stack.append((container, left, key, integers))
+                if ARRAY <= initial < SIMPLE_OR_FLOAT:
+                    inner_tag = None
+                    if initial >= TAG:
+                        inner_tag, initial, position = self._tag(initial, position)
+                    stack.append((container, left, key, integers, tag))
                     if len(stack) > max_depth:
                         raise CborError(f"More than {max_depth} nested arrays and maps", well_formed=True)
-                    container = {} if initial >= _MAP else []
+                    container = {} if initial >= MAP else []
                     left, position = self._count(initial, position)
-                    integers = False
+                    integers, tag = False, inner_tag
                     continue
-                if _TEXT <= initial < _LONG_TEXT:  # by far the most frequent
-                    end = position + initial - _TEXT
+                if TEXT <= initial < _LONG_TEXT:  # by far the most frequent
+                    end = position + initial - TEXT
                     value = data[position:end].decode()
                     position = end
                 else:
@@ -178,13 +185,13 @@ class _Parser:
         return named
 
     def _key(self, initial: int, position: int) -> tuple[str | int, int]:
-        if _TEXT <= initial < _LONG_TEXT:
-            end = position + initial - _TEXT
+        if TEXT <= initial < _LONG_TEXT:
+            end = position + initial - TEXT
             return self._data[position:end].decode(), end
-        major = initial & _MAJOR
-        if major == _TEXT:
+        major = initial & MAJOR
+        if major == TEXT:
             return self._text(initial, position)
-        if major != _UNSIGNED:
+        if major != UNSIGNED:
             raise CborError("Map key that is neither text nor a known integer", well_formed=True)
         integer, position = self._argument(initial, position)
         if integer not in INTEGER_TO_KEY:
@@ -194,12 +201,12 @@ class _Parser:
     def _scalar(self, initial: int, position: int) -> tuple[Any, int]:
         if initial in _SIMPLE:
             return _SIMPLE[initial], position
-        major = initial & _MAJOR
-        if major == _TEXT:
+        major = initial & MAJOR
+        if major == TEXT:
             return self._text(initial, position)
-        if major == _UNSIGNED:
+        if major == UNSIGNED:
             return self._argument(initial, position)
-        if major == _NEGATIVE:
+        if major == NEGATIVE:
             argument, position = self._argument(initial, position)
             if -1 - argument < MIN_INTEGER:
                 raise CborError("Integer outside 64 bits", well_formed=True)
@@ -207,37 +214,43 @@ class _Parser:
         if initial in _FLOATS:
             form = _FLOATS[initial]
             return _number(form.unpack_from(self._data, position)[0]), position + form.size
-        if major == _TAG:
-            raise CborError("A tag stands for nothing in JSON", well_formed=True)
         raise CborError("Byte strings and simple values stand for nothing in JSON", well_formed=True)
 
+    def _tag(self, initial: int, position: int) -> tuple[int, int, int]:
+        """The tag of an array or map, the initial byte of that, and the position behind it."""
+        raise CborError("A tag stands for nothing in JSON", well_formed=True)
+
+    def _tagged(self, tag: int, value: Any) -> Any:
+        """What an array or map with a tag stands for."""
+        raise AssertionError("no tag was let in")
+
     def _argument(self, initial: int, position: int) -> tuple[int, int]:
-        information = initial & _INFORMATION
+        information = initial & INFORMATION
         if information < 24:
             return information, position
         if information > 27:
             raise CborError("A head that RFC 8949 does not have")
         end = position + (1 << (information - 24))
         if end > len(self._data):
-            raise CborError(_TOO_SHORT)
+            raise CborError(TOO_SHORT)
         return int.from_bytes(self._data[position:end], "big"), end
 
     def _count(self, initial: int, position: int) -> tuple[int, int]:
         """The items or pairs of an array or map; -1 for an indefinite length."""
-        if initial & _INFORMATION == _INDEFINITE:
+        if initial & INFORMATION == INDEFINITE:
             return -1, position
         return self._argument(initial, position)
 
     def _text(self, initial: int, position: int) -> tuple[str, int]:
-        if initial & _INFORMATION != _INDEFINITE:
+        if initial & INFORMATION != INDEFINITE:
             length, position = self._argument(initial, position)
             if length > len(self._data) - position:
-                raise CborError(_TOO_SHORT)
+                raise CborError(TOO_SHORT)
             end = position + length
             return self._data[position:end].decode(), end
         chunks: list[str] = []
         while (initial := self._data[position]) != _BREAK:
-            if initial & _MAJOR != _TEXT or initial & _INFORMATION == _INDEFINITE:
+            if initial & MAJOR != TEXT or initial & INFORMATION == INDEFINITE:
                 raise CborError("A chunk of text that is none")
             chunk, position = self._text(initial, position + 1)
             chunks.append(chunk)
@@ -254,12 +267,12 @@ def _number(value: float) -> float | int:
 
 # --- encoding ---------------------------------------------------------------------------------------
 
-_FALSE: Final = b"\xf4"
-_TRUE: Final = b"\xf5"
-_NULL: Final = b"\xf6"
+FALSE: Final = b"\xf4"
+TRUE: Final = b"\xf5"
+NULL: Final = b"\xf6"
 
 
-def _head(major: int, argument: int) -> bytes:
+def head(major: int, argument: int) -> bytes:
     """The initial byte and argument of an item (RFC 8949 section 3)."""
     if argument < 24:
         return bytes((major | argument,))
@@ -272,10 +285,10 @@ def _head(major: int, argument: int) -> bytes:
     return bytes((major | 27,)) + argument.to_bytes(8, "big")
 
 
-_SHORT: Final = 256
-_TEXT_HEADS: Final = tuple(_head(_TEXT, length) for length in range(_SHORT))
-_MAP_HEADS: Final = tuple(_head(_MAP, length) for length in range(_SHORT))
-_KEYS_V1: Final = {key: _head(_UNSIGNED, integer) for key, integer in KEY_TO_INTEGER.items()}
+SHORT: Final = 256
+TEXT_HEADS: Final = tuple(head(TEXT, length) for length in range(SHORT))
+_MAP_HEADS: Final = tuple(head(MAP, length) for length in range(SHORT))
+_KEYS_V1: Final = {key: head(UNSIGNED, integer) for key, integer in KEY_TO_INTEGER.items()}
 
 
 def _key_order(item: tuple[bytes, Any]) -> tuple[int, bytes]:
@@ -303,10 +316,10 @@ def encode(value: Any, key_version: int | None = None, canonical: bool = True, l
     """
     if key_version not in (None, KEY_VERSION_1):
         raise ValueError(f"No version {key_version} of the CBOR keys")
-    return _Encoder({} if key_version is None else _KEYS_V1, canonical, lossy).encode(value)
+    return Encoder({} if key_version is None else _KEYS_V1, canonical, lossy).encode(value)
 
 
-class _Encoder:
+class Encoder:
     """One run of `encode`. Pieces are collected and joined once."""
 
     def __init__(self, keys: Mapping[str, bytes], canonical: bool, lossy: bool) -> None:
@@ -326,7 +339,7 @@ class _Encoder:
                 if kind is str:
                     encoded = self._utf8(item)
                     length = len(encoded)
-                    add(_TEXT_HEADS[length] if length < _SHORT else _head(_TEXT, length))
+                    add(TEXT_HEADS[length] if length < SHORT else head(TEXT, length))
                     add(encoded)
                 elif kind is dict or kind is list:
                     stack.append(items)
@@ -337,16 +350,16 @@ class _Encoder:
                 elif kind is int:
                     add(self._integer(item))
                 elif item is True:
-                    add(_TRUE)
+                    add(TRUE)
                 elif item is False:
-                    add(_FALSE)
+                    add(FALSE)
                 elif item is None:
-                    add(_NULL)
+                    add(NULL)
                 elif kind is float:
                     add(self._float(item))
                 else:
                     stack.append(items)
-                    items = iter(((b"", _plain(item)),))
+                    items = iter(((b"", plain_value(item)),))
                     break
             else:
                 if not stack:
@@ -354,7 +367,7 @@ class _Encoder:
                 items = stack.pop()
 
     def _open_array(self, items: Sequence[Any], add: Callable[[bytes], None]) -> Iterator[tuple[bytes, Any]]:
-        add(_head(_ARRAY, len(items)))
+        add(head(ARRAY, len(items)))
         return zip(repeat(b""), items)
 
     def _open_map(self, items: dict[Any, Any], add: Callable[[bytes], None]) -> Iterator[tuple[bytes, Any]]:
@@ -362,16 +375,16 @@ class _Encoder:
         entries: list[tuple[bytes, Any]] = []
         for key, value in items.items():
             if type(key) is not str:
-                return self._open_map({_text_key(k): v for k, v in items.items()}, add)
+                return self._open_map({text_key(k): v for k, v in items.items()}, add)
             encoded = encoded_keys.get(key)
             if encoded is None:
                 utf8 = self._utf8(key)
-                encoded = encoded_keys[key] = _head(_TEXT, len(utf8)) + utf8
+                encoded = encoded_keys[key] = head(TEXT, len(utf8)) + utf8
             entries.append((encoded, value))
         length = len(entries)
         if self._canonical and length > 1:
             entries.sort(key=_key_order)
-        add(_MAP_HEADS[length] if length < _SHORT else _head(_MAP, length))
+        add(_MAP_HEADS[length] if length < SHORT else head(MAP, length))
         return iter(entries)
 
     def _utf8(self, text: str) -> bytes:
@@ -384,20 +397,20 @@ class _Encoder:
 
     def _integer(self, value: int) -> bytes:
         if 0 <= value <= MAX_INTEGER:
-            return _head(_UNSIGNED, value)
+            return head(UNSIGNED, value)
         if MIN_INTEGER <= value < 0:
-            return _head(_NEGATIVE, -1 - value)
+            return head(NEGATIVE, -1 - value)
         if not self._lossy:
             raise CborError("Integer outside 64 bits")
         try:
             return self._float(float(value))
         except OverflowError:
-            return _NULL
+            return NULL
 
     def _float(self, value: float) -> bytes:
         if not math.isfinite(value):
             if self._lossy:
-                return _NULL
+                return NULL
             raise CborError("NaN and infinities stand for nothing in JSON")
         for initial, form in ((b"\xf9", ">e"), (b"\xfa", ">f")):
             try:
@@ -409,7 +422,7 @@ class _Encoder:
         return b"\xfb" + struct.pack(">d", value)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """The built-in value that `json` would see in an instance of another type."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -424,7 +437,7 @@ def _plain(value: Any) -> Any:
     raise CborError(f"No JSON value: {type(value).__name__}")
 
 
-def _text_key(key: Any) -> str:
+def text_key(key: Any) -> str:
     """A map key as `json` writes it."""
     if isinstance(key, str):
         return str.__str__(key)

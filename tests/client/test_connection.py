@@ -134,6 +134,8 @@ class ReconnectTests(LoopbackTestCase):
         resumed = client.counters - full
         self.assertEqual(server.dtls.counters.handshakes_resumed, 1)
         self.assertLess(resumed.bytes_received, full.bytes_received)
+        # What the first association's endpoint has counted is not forgotten.
+        self.assertEqual(client.endpoint_counters.requests_sent, 2)
         self.assertTrue((await client.connect()).resumed)
 
     async def test_resumption_by_another_client(self) -> None:

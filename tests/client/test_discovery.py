@@ -54,6 +54,8 @@ class HomeTests(SynchronousTestCase):
 
 
 class DiscoveryCase(LoopbackTestCase):
+    timeout = 25  # less than a look-up may take
+
     def setUp(self) -> None:
         super().setUp()
         self.server = self.homeserver()

@@ -17,6 +17,7 @@ from synapse_lb.client import (
     Transport,
     TransportChange,
 )
+from synapse_lb.client.discovery import VERSIONS
 from synapse_lb.client.errors import (
     BadRequest,
     CertificateError,
@@ -158,6 +159,19 @@ class CoapWorksTests(FallbackCase):
             await client.close()
         self.assertEqual(len(self.https.discovered), 2)
         self.assertEqual((await self.client(discovery=discovery).discover()).base_url, self.https.url)
+
+    async def test_what_was_discovered_is_used_on_if_it_cannot_be_asked_for(self) -> None:
+        server = self.coap()
+        verification = ClientVerification.ca_file(self.certificate.path)
+        discovery = Discovery(REACTOR, verification=verification, lifetime=0.0)
+        self.addCleanup(discovery.close)
+        client = self.client(discovery=discovery)
+        await client.request("GET", PATH)
+        self.https.replies[VERSIONS] = Reply(500)
+        server.dtls.close(1)
+        await until(lambda: client._keeper.current is None)
+        self.assertEqual((await client.request("GET", PATH)).body["path"], PATH)
+        self.assertEqual(discovery.counters.failed, 1)
 
 
 class NoCoapTests(FallbackCase):

@@ -167,7 +167,24 @@ class EndTests(HttpsCase):
         await self.server.stop()
         await self.assertFailure(self.transport().request("GET", self.server.url, PATH), ConnectError)
 
-    async def test_a_body_without_end(self) -> None:
+    async def test_a_body_that_never_ends(self) -> None:
+        waiting = self.transport(max_body=10_000).request("GET", self.server.url, "/wait")
+        await until(lambda: self.server.open)
+        self.server.open[0].write(bytes(10_001))
+        await self.assertFailure(waiting, BadResponse)
+        await until(lambda: self.server.gone)
+
+    async def test_cancelling_in_the_middle_of_a_body(self) -> None:
+        transport = self.transport()
+        waiting = transport.request("GET", self.server.url, "/wait")
+        await until(lambda: self.server.open)
+        self.server.open[0].write(b"[")
+        await deferLater(REACTOR, 0.05, lambda: None)
+        waiting.cancel()
+        await self.assertFailure(waiting, CancelledError)
+        await until(lambda: self.server.gone)
+
+    async def test_a_body_that_is_too_large(self) -> None:
         self.server.replies[PATH] = Reply(body=b"[" + b"0," * 5000 + b"0]")
         transport = self.transport(max_body=10_000)
         await self.assertFailure(transport.request("GET", self.server.url, PATH), BadResponse)

@@ -7,14 +7,17 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from synapse_lb.client import LowBandwidthClient
 from synapse_lb.client.large import may_be_large
 from synapse_lb.coap.block import Block
 from synapse_lb.coap.endpoint import Endpoint
-from synapse_lb.coap.events import CoapRequest
+from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Tuning
+from tests.client.harness import LoopbackTestCase, PlainServer
+from tests.client.journal import CBOR
 
 CLIENT = "/_matrix/client"
 
@@ -52,6 +55,39 @@ class MayBeLargeTests(SynchronousTestCase):
             self.assertFalse(may_be_large(CLIENT + path, ()), path)
         self.assertFalse(may_be_large("/7", (("since", "s1"),)))
         self.assertFalse(may_be_large("/elsewhere/keys/query", ()))
+
+
+class RefusalTests(LoopbackTestCase):
+    """A server without Q-Block."""
+
+    async def test_offered_once_in_the_life_of_a_client(self) -> None:
+        server = self.start_server(PlainServer(self.answer))
+        client = self.make_client(server, key_version=None)
+        for _ in range(2):
+            await client.request("GET", "/_matrix/client/v3/sync", token="t")
+        self.assertEqual(self.fallbacks(client), 1)
+        await server.stop()
+        server = self.start_server(PlainServer(self.answer), port=server.port)
+        await client.request("GET", "/_matrix/client/v3/sync", token="t")
+        self.assertEqual((self.fallbacks(client), server.dtls.counters.handshakes_completed), (0, 1))
+
+    async def test_offered_again_where_something_else_was_refused(self) -> None:
+        """4.02 without the offer too: nothing is known of Q-Block."""
+        handler = PlainServer(lambda request: CoapResponse(Code.BAD_OPTION))
+        client = self.make_client(self.start_server(handler), key_version=None)
+        for fallbacks in (1, 2):
+            await client.request("GET", "/_matrix/client/v3/sync", token="t")
+            self.assertEqual(self.fallbacks(client), fallbacks)
+
+    def answer(self, request: CoapRequest) -> CoapResponse:
+        """An empty object."""
+        return CoapResponse(Code.CONTENT, CBOR, b"\xa0")
+
+    def fallbacks(self, client: LowBandwidthClient) -> int:
+        """How often Q-Block was offered in vain on the association in use."""
+        channel = client._keeper.current
+        assert channel is not None
+        return channel.endpoint_counters.q_block_fallbacks
 
 
 class CostTests(SynchronousTestCase):

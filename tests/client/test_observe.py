@@ -38,20 +38,24 @@ class ObserveTests(ObserveTestCase):
         self.assertEqual(self.states(), ["observing"])
 
     async def test_request(self) -> None:
-        """It is a GET of path code 7 with Observe 0, the sticky options and the query."""
+        """GETs of path code 7 with the sticky options and the query: a plain one, and one with Observe 0."""
         server, journal = self.start_journal()
         client = self.client_of(server)
         observation = client.observe_sync(
             None, self.handler, token="syt_a", filter="f1", set_presence="offline", full_state=True
         )
         await until(lambda: observation.state is State.OBSERVING)
-        request = journal.requests[0]
-        self.assertEqual(request.code, Code.GET)
-        self.assertEqual(request.options.get_all(OptionNumber.URI_PATH), (b"7",))
-        self.assertEqual(request.options.get(OptionNumber.OBSERVE), b"")
-        self.assertEqual(journal.token(0), b"syt_a")
-        self.assertEqual(request.options.get(KEY_VERSION), b"\x01")
-        self.assertEqual(journal.queries(), [["filter=f1", "set_presence=offline", "full_state=true"]])
+        fetch, registration = journal.requests
+        for request in (fetch, registration):
+            self.assertEqual(request.code, Code.GET)
+            self.assertEqual(request.options.get_all(OptionNumber.URI_PATH), (b"7",))
+        self.assertNotIn(OptionNumber.OBSERVE, fetch.options)
+        self.assertEqual(fetch.options.get(KEY_VERSION), b"\x01")
+        self.assertEqual(registration.options.get(OptionNumber.OBSERVE), b"")
+        # What the answer to the first has shown to be known is not said again.
+        self.assertEqual([journal.token(0), journal.token(1)], [b"syt_a", None])
+        query = ["filter=f1", "set_presence=offline"]
+        self.assertEqual(journal.queries(), [[*query, "full_state=true"], [*query, "since=s0"]])
 
     async def test_filter_as_json(self) -> None:
         server, journal = self.start_journal()

@@ -52,6 +52,17 @@ class EndTests(ObserveTestCase):
         await until(lambda: self.bodies)
         self.assertEqual([journal.token(n) for n in range(3)], [b"syt_a", None, b"syt_a"])
 
+    async def test_token_that_was_left_out_is_gone(self) -> None:
+        """The server knows it, and refuses it: there is no use in saying it once more."""
+        server, journal = self.start_journal()
+        client = self.client_of(server)
+        await client.request("GET", "/_matrix/client/v3/a", token="syt_a")
+        observation = self.observe(client)
+        await until(lambda: self.bodies)
+        journal.say_last(error_response(Code.UNAUTHORIZED, "M_UNKNOWN_TOKEN"))
+        await self.error_of(observation, TokenRejected)
+        self.assertEqual([journal.token(n) for n in range(len(journal.requests))], [b"syt_a", None])
+
     async def test_refused(self) -> None:
         server, journal = self.start_journal()
         journal.refusal = error_response(Code.BAD_REQUEST, "M_UNKNOWN_POS")

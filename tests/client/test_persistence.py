@@ -65,12 +65,13 @@ class HeartbeatTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.heard_at = 0.0
+        self.interval = 10.0
         self.pings: list[tuple[float, Deferred[None]]] = []
         self.refusal: ClientError | None = None
         self.heartbeat = Heartbeat(
             self.clock,
-            Persistence(heartbeat=60.0, first_heartbeat=10.0),
-            heard_at=lambda: self.heard_at,
+            interval=lambda: self.interval,
+            silent_since=lambda: self.heard_at,
             now=self.clock.seconds,
             ping=self.ping,
         )
@@ -89,10 +90,24 @@ class HeartbeatTests(SynchronousTestCase):
                 self.heard_at = self.clock.seconds()
                 self.pings[-1][1].callback(None)
 
-    def test_more_often_at_first(self) -> None:
+    def test_as_often_as_it_is_told(self) -> None:
         self.heartbeat.start()
-        self.run_for(400)
-        self.assertEqual([at for at, _ in self.pings], [10, 30, 70, 130, 190, 250, 310, 370])
+        self.run_for(9)
+        self.interval = 20.0
+        self.run_for(100)
+        self.assertEqual([at for at, _ in self.pings], [20, 40, 60, 80, 100])
+
+    def test_told_while_it_waits(self) -> None:
+        self.interval = 60.0
+        self.heartbeat.start()
+        self.run_for(30)
+        self.interval = 40.0
+        self.heartbeat.renew()
+        self.run_for(30)
+        self.assertEqual([at for at, _ in self.pings], [40])
+        self.heartbeat.stop()
+        self.heartbeat.renew()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_only_when_nothing_else_is_heard(self) -> None:
         self.heartbeat.start()
@@ -115,7 +130,11 @@ class HeartbeatTests(SynchronousTestCase):
             return 6.0 + 2.0**-49
 
         self.heartbeat = Heartbeat(
-            self.clock, Persistence(), heard_at=heard_at, now=self.clock.seconds, ping=self.ping
+            self.clock,
+            interval=lambda: 10.0,
+            silent_since=heard_at,
+            now=self.clock.seconds,
+            ping=self.ping,
         )
         self.clock.advance(6)
         self.heartbeat.start()

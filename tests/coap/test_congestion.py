@@ -85,21 +85,25 @@ class WindowTests(SynchronousTestCase):
         self.assertLess(fluid.queue, 0.5)
         self.assertLess(subject.window, 14)
 
-    def test_one_loss_is_tolerated(self) -> None:
+    def test_few_losses_are_tolerated(self) -> None:
+        """Two in a round trip, and an eighth of the window; it goes on doubling."""
         subject = window()
         fluid = Fluid(subject, 0.2, 1e6)
-        fluid.run(100)
-        before = subject.window
-        subject.lost(subject.mark(fluid.now), fluid.now + 0.2)
+        fluid.run(30)
+        before, mark = subject.window, subject.mark(fluid.now)
+        for _ in range(2 + before // 8):
+            subject.lost(mark, fluid.now + 0.2)
         self.assertEqual(subject.window, before)
+        fluid.run(before)
+        self.assertGreater(subject.window, 1.7 * before)
 
     def test_many_losses_are_not(self) -> None:
-        """More than an eighth of the window in one round trip; and a round trip shrinks it once only."""
+        """More than that in one round trip; and a round trip shrinks it once only. Then it grows by an eighth."""
         subject = window()
         fluid = Fluid(subject, 0.2, 1e6)
         fluid.run(100)
         before, mark = subject.window, subject.mark(fluid.now)
-        for _ in range(before // 8 + 1):
+        for _ in range(before // 8 + 3):
             subject.lost(mark, fluid.now + 0.2)
         after = subject.window
         self.assertLess(after, before)
@@ -107,6 +111,8 @@ class WindowTests(SynchronousTestCase):
         for _ in range(before):
             subject.lost(mark, fluid.now + 0.3)
         self.assertEqual(subject.window, after)
+        fluid.run(2 * after)
+        self.assertLess(subject.window, 1.3 * after + 2)
 
     def test_silence(self) -> None:
         """The least window, and a timeout that doubles until something arrives."""

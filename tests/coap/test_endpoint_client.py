@@ -10,6 +10,7 @@ from synapse_lb.coap.errors import (
     MessageTooLarge,
     OptionError,
     PeerGone,
+    PingGaveWay,
     RequestReset,
     RequestTimedOut,
     TooManyExchanges,
@@ -235,10 +236,9 @@ class Failure(ClientTestCase):
     def test_dropped_peer(self) -> None:
         script = self.script = Script(self, tuning=Tuning(nstart=1))
         exchanges = [self.request() for _ in range(3)]
-        ping = script.endpoint.ping("peer", script.now)
         self.assertEqual(script.endpoint.counters.datagrams_sent, 1)
         script.endpoint.drop_peer("peer", script.now)
-        for exchange in (*exchanges, ping):
+        for exchange in exchanges:
             self.has_failed(exchange, PeerGone)
         self.assertEqual(script.endpoint.counters.datagrams_sent, 1)
         script.endpoint_is_quiet()
@@ -282,6 +282,62 @@ class Pings(ClientTestCase):
         self.script.endpoint.cancel(exchange, self.script.now)
         self.script.peer_sends("RST [$m]")
         self.script.no_event()
+
+
+class PingsAmongOthers(ClientTestCase):
+    """A ping is an outstanding interaction (RFC 7252 section 4.7), which neither waits nor keeps waiting."""
+
+    def test_counts(self) -> None:
+        """NSTART is never exceeded: a ping takes the last place, and a further one gets none."""
+        script = self.script = Script(self, tuning=Tuning(nstart=2))
+        exchanges = [self.request(), script.endpoint.ping("peer", script.now)]
+        self.assertEqual(len(script.datagrams()), 2)
+        self.assertRaises(TooManyExchanges, script.endpoint.ping, "peer", script.now)
+        script.endpoint_is_quiet()
+        self.cancel(*exchanges)
+
+    def test_is_not_sent_where_others_tell_as_much(self) -> None:
+        script = self.script = Script(self, tuning=Tuning(nstart=1))
+        exchange = self.request()
+        script.endpoint_sends("CON [$m] GET /a Token=$t")
+        self.assertRaises(TooManyExchanges, script.endpoint.ping, "peer", script.now)
+        script.peer_sends("ACK [$m]")  # a response that is long in coming is no outstanding message
+        ping = script.endpoint.ping("peer", script.now)
+        script.endpoint_sends("CON [$p]")
+        self.cancel(exchange, ping)
+
+    def test_gives_way(self) -> None:
+        """A request does not wait for the answer to a ping; it asks the same."""
+        script = self.script = Script(self, tuning=Tuning(nstart=2))
+        pings = [script.endpoint.ping("peer", script.now) for _ in range(2)]
+        script.endpoint_sends("CON [$p0]")
+        script.endpoint_sends("CON [$p1]")
+        exchange = self.request()
+        script.endpoint_sends("CON [$m] GET /a Token=$t")
+        self.has_failed(pings[0], PingGaveWay)
+        script.peer_sends("RST [$p0]")  # too late, and nobody waits for it
+        script.no_event()
+        script.peer_sends("RST [$p1]")
+        self.assertEqual(script.event(PongReceived), PongReceived("peer", pings[1]))
+        script.peer_sends('ACK [$m] 2.05 Token=$t "fine"')
+        self.has_response(exchange)
+        script.passes(300)
+        script.nothing_leaks()
+
+    def test_goes_on_where_there_is_room(self) -> None:
+        script = self.script = Script(self, tuning=Tuning(nstart=2))
+        ping = script.endpoint.ping("peer", script.now)
+        script.endpoint_sends("CON [$p]")
+        exchange = self.request()
+        script.endpoint_sends("CON [$m] GET /a Token=$t")
+        script.no_event()
+        script.peer_sends("RST [$p]")
+        self.assertEqual(script.event(PongReceived), PongReceived("peer", ping))
+        self.cancel(exchange)
+
+    def cancel(self, *exchanges: int) -> None:
+        for exchange in exchanges:
+            self.script.endpoint.cancel(exchange, self.script.now)
 
 
 class Queueing(ClientTestCase):

@@ -29,6 +29,7 @@ class ErrorTests(SynchronousTestCase):
             (errors.UnexpectedResponse(0x5F, "x"), None),
             (errors.RequestTimedOut("x"), None),
             (errors.RequestReset("x"), None),
+            (errors.PingGaveWay("x"), None),
             (errors.PeerGone("x"), None),
         ):
             self.assertEqual(error.wire_code, code, repr(error))

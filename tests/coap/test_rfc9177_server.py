@@ -100,19 +100,55 @@ class QBlock1NonConfirmable(_Base):
         self.script.endpoint_is_quiet()
         self.puts(0x1C, 0xEC, 11, 11)
         self.script.endpoint_sends("NON [$a] 4.08 Token=ec Content-Format=272", b"\x01\x09")
+        self.script.passes(0.1)
         self.puts(0x1D, 0xED, 11, 1)
         self.puts(0x1E, 0xEE, 11, 9)
         self.script.endpoint_sends("NON [$b] 2.31 Token=ee Q1:9/1/1024")
+        self.script.passes(0.1)
         self.puts(0x1F, 0xEF, 11, 12)
-        self.script.passes(3.99)
+        # The round trip is known by now: two of them, and something for those that overtake each other.
+        self.script.passes(0.39)
         self.script.endpoint_is_quiet()
-        self.script.passes(3.6)
+        self.script.passes(0.02)
         self.script.endpoint_sends("NON [$d] 4.08 Token=ef Content-Format=272", b"\x0a")
         self.puts(0x20, 0xF0, 11, 10)
         exchange, request = self.request()
         self.assertEqual(request.payload, self.whole)
         self.answers(exchange)
         self.script.endpoint_sends("NON [$e] 2.04 Token=f0")
+        self.script.nothing_leaks()
+
+    def test_waits_of_a_known_way(self) -> None:
+        """The first wait is short, the last one as long as the RFC's, and there is not one request more."""
+        self.script.endpoint.set_peer("peer", rtt=0.1, now=self.script.now)
+        self.whole = body(2 * 1024 + 1)
+        self.puts(0x91, 0xD0, 12, 0)
+        self.puts(0x93, 0xD2, 12, 2)
+        for retry, wait in enumerate((0.4, 1.423, 5.06, 17.995)):
+            self.script.passes(wait - 0.01)
+            self.script.endpoint_is_quiet()
+            self.script.passes(0.011)
+            self.script.endpoint_sends(f"NON [$m{retry}] 4.08 Token=d2 Content-Format=272", b"\x01")
+        self.script.passes(63.9)
+        self.assertEqual(self.script.endpoint.counters.reassembly_expirations, 0)
+        self.script.passes(0.2)
+        self.assertEqual(self.script.endpoint.counters.reassembly_expirations, 1)
+        self.script.nothing_leaks()
+
+    def test_whole_set_and_then_nothing(self) -> None:
+        """Nothing of the set is missing: the client may pause, and is not disturbed before the RFC's time."""
+        self.script.endpoint.set_peer("peer", rtt=0.1, now=self.script.now)
+        self.whole = body(11 * 1024)
+        for number in range(10):
+            self.puts(1 + number, 0xF1 + number, 10, number)
+        self.script.endpoint_sends("NON [$c] 2.31 Token=fa Q1:9/1/1024")
+        self.script.passes(3.99)
+        self.script.endpoint_is_quiet()
+        self.script.passes(0.01)
+        self.script.endpoint_sends("NON [$m] 4.08 Token=fa Content-Format=272", b"\x0a")
+        self.puts(0x0B, 0xFB, 10, 10)
+        self.answers(self.request()[0])
+        self.script.endpoint_sends("NON [$n] 2.04 Token=fb")
         self.script.nothing_leaks()
 
     def test_recovery_fails(self) -> None:

@@ -11,7 +11,7 @@ from synapse_lb.coap.options import Options
 from synapse_lb.coap.qblock import MISSING_BLOCKS, encode_missing
 from synapse_lb.coap.tuning import Tuning
 from tests.coap.lockstep import body
-from tests.coap.qblock_case import ClientCase, cut
+from tests.coap.qblock_case import Q_BLOCK, ClientCase, cut
 
 
 class Uploads(ClientCase):
@@ -53,9 +53,11 @@ class Uploads(ClientCase):
             self.sent("CON", number)
         self.script.passes(0.1)
         self.script.peer_sends("ACK [$m1]")
-        self.script.passes(3)
+        self.script.passes(4)
         again = [message.message_id for message in self.script.datagrams()]
         self.assertEqual(set(again), {self.script.bound["$m2"], self.script.bound["$m3"]})
+        # How many blocks may be under way is for the window to say; other messages wait no longer for it.
+        self.assertEqual(self.script.endpoint._core.settings_of("peer").rto.timeout, Q_BLOCK.ack_timeout)
         self.script.peer_sends("ACK [$m2]")
         self.script.peer_sends("ACK [$m3] 2.04 Token=$t3")
         self.assertEqual(self.response(), CoapResponse(Code.CHANGED))

@@ -16,12 +16,12 @@ import os
 import random
 import sqlite3
 import unittest
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
@@ -87,6 +87,7 @@ class ObserveFaultsTests(TestCase):
     def setUp(self) -> None:
         self.random = random.Random(SEED)
         self.restarts = 0
+        self.befallen: Counter[str] = Counter()
         self.violations: list[Exception] = []
         self.applications: dict[str, Application] = {}
         self.homeserver = ThrowawayHomeserver(
@@ -139,8 +140,8 @@ class ObserveFaultsTests(TestCase):
         for user in self.disks:
             self.start(user)
         self.addCleanup(lambda: [each.reactor.kill() for each in self.applications.values()])
-        befalling = Deferred.fromCoroutine(self.befall())
-        await befalling
+        began = reactor.seconds()
+        await self.befall()
         await self.reach(lambda: all(disk.all_sent for disk in self.disks.values()), 600.0)
         self.relay.set_weather(CLEAR)
         await self.reach(self.all_processed, AFTERWARDS)
@@ -150,6 +151,21 @@ class ObserveFaultsTests(TestCase):
         self.assertEqual([each.reactor.waits_for for each in self.applications.values()], [[], []])
         self.assertEqual(self.violations, [])
         self.assertEqual(self.homeserver.error_lines(), [])
+        self.say_what_there_was(reactor.seconds() - began)
+
+    def say_what_there_was(self, seconds: float) -> None:
+        """Print the figures of the run."""
+        faults = ", ".join(f"{name} {number}" for name, number in sorted(self.befallen.items()))
+        ways = [self.relay.to_server.counters, self.relay.to_client.counters]
+        carried, lost, twice = (
+            sum(getattr(way, what) for way in ways) for what in ("sent", "lost", "duplicated")
+        )
+        to_device = sum(len(disk.to_device) for disk in self.disks.values())
+        events = sum(disk.processed_count for disk in self.disks.values())
+        print(
+            f"seed {SEED}: {seconds:.0f} s; {faults}; {carried} datagrams, {lost} lost, {twice} doubled; "
+            f"{events} events processed by two observers, {to_device} to-device messages"
+        )
 
     async def reach(self, condition: Callable[[], bool], limit: float) -> None:
         """Wait until something has come true; the limit is there to end a run that hangs."""
@@ -190,6 +206,7 @@ class ObserveFaultsTests(TestCase):
         faults += [self.restart_server, self.move, self.blackout, self.kill_application]
         for fault in faults * max(1, EVENTS // 200):
             await deferLater(reactor, self.random.uniform(2.0, 6.0))
+            self.befallen[fault.__name__] += 1
             await fault()
 
     async def kill_server(self) -> None:

@@ -14,10 +14,21 @@ from synapse_lb.coap.options import (
     unrecognized_critical,
 )
 from synapse_lb.msc3079 import cbor
-from synapse_lb.msc3079.errors import MappingError
+from synapse_lb.msc3079.errors import MappingError, UnknownPathError
 from synapse_lb.msc3079.mapping import decode_request, decode_response, encode_error
 from synapse_lb.msc3079.messages import NO_BODY
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.msc3079.x1 import (
+    AliasBook,
+    BodyLimits,
+    Side,
+    compress_path,
+    compress_query,
+    decode_body,
+    encode_body,
+    expand_path,
+    expand_query,
+)
 from synapse_lb.txdtls import records
 from tests.fuzz.tape import Tape
 
@@ -66,6 +77,37 @@ def cbor_body(data: bytes) -> None:
     for version in (None, 1):
         again = cbor.encode(decoded.value, version)
         assert same(cbor.decode(again).value, decoded.value)
+
+
+def x1_body(data: bytes) -> None:
+    """Read an x1 body, and pass on what it says."""
+    server, client = AliasBook(Side.SERVER), AliasBook(Side.CLIENT)
+    try:
+        value = decode_body(data, server, BodyLimits(max_size=1 << 14, max_expansion=1 << 16))
+    except cbor.CborError:
+        assert len(server) == 0, "a body that was refused has defined something"
+        return
+    assert len(server) <= 128
+    for compress in (True, False):
+        encoded = encode_body(value, client, compress=compress)
+        assert same(decode_body(encoded.data, server), value)
+        client.confirm(encoded.definitions)
+
+
+def x1_path(data: bytes) -> None:
+    """Read a path or query of x1, and write what it says."""
+    server, client = AliasBook(Side.SERVER), AliasBook(Side.CLIENT)
+    try:
+        segments = expand_path((data,), server)
+        assert expand_path(compress_path(segments, client).values, server) == segments
+    except (cbor.CborError, UnknownPathError):
+        pass
+    try:
+        query = expand_query((data,), server)
+        assert expand_query(compress_query(query, client).values, server) == query
+    except cbor.CborError:
+        pass
+    assert len(server) <= 256
 
 
 def same(left: object, right: object) -> bool:

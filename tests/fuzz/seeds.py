@@ -28,6 +28,24 @@ EVENT = {
 }
 
 
+X1_PATHS = (
+    "80",
+    "8151000001" + b"!foo:localhost".hex() + "626d31",
+    "84410058210200112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+    "8b4100f82e60",
+    "c105",
+    "81410048" + "0880d8c1a28c3407",
+    "8018c745060489140118591975303" + "8a700",
+)
+
+
+def _x1_vectors() -> list[dict[str, str]]:
+    """The vectors of x1's bodies."""
+    path = CORPUS.parent.parent / "vectors" / "x1_bodies.json"
+    vectors: list[dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    return vectors
+
+
 def requests() -> list[bytes]:
     """Requests of MSC3079's conversation."""
     calls: tuple[tuple[str, str, Any], ...] = (
@@ -97,6 +115,10 @@ def seeds() -> dict[str, list[bytes]]:
         "coap_message": [*requests(), *blocks()],
         "coap_options": [bytes(range(40)), b"\0\x17\1\x08\0\x1b\3\xff\xff\xff\0\x06\0"],
         "cbor_body": [cbor.encode(json.loads(text), version) for text in texts for version in (None, 1)],
+        "x1_body": [
+            bytes.fromhex(one[form]) for one in _x1_vectors() for form in ("hex", "deflated") if form in one
+        ],
+        "x1_path": [bytes.fromhex(path) for path in X1_PATHS],
         "matrix_request": [b"".join(map(sized, requests())), *map(sized, requests())],
         "matrix_response": [
             *blocks(),

@@ -43,6 +43,14 @@ TARGETS: Final[Mapping[str, Target]] = {
         "A body becomes a JSON value that is the same after encoding it with and without integer keys, or raises"
         " CborError.",
     ),
+    "x1_body": Target(
+        codecs.x1_body,
+        "A body of x1 becomes a JSON value that is the same after encoding it, or raises CborError, defining nothing.",
+    ),
+    "x1_path": Target(
+        codecs.x1_path,
+        "A path or query of x1 becomes one that is the same after writing it, or raises CborError or UnknownPathError.",
+    ),
     "matrix_request": Target(
         codecs.matrix_request,
         "A message becomes a request for the Client-Server API with a clean path and token, or raises a MappingError"

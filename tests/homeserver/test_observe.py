@@ -139,13 +139,13 @@ class ObserveTests(SynapseTestCase):
         client: LowBandwidthClient | None = None,
         **options: Any,
     ) -> tuple[Observation, Bodies]:
-        """Observe, and wait for the first answer."""
+        """Observe, and wait until the server notifies."""
         bodies = Bodies()
         client = client or self.client()
         observation = client.observe_sync(since, bodies, token=person.token, **options)
         self.addCleanup(observation.stop)
         self.addCleanup(bodies.release)
-        await until(lambda: bodies)
+        await until(lambda: bodies and observation.state is State.OBSERVING)
         return observation, bodies
 
     def syncs(self) -> int:
@@ -280,6 +280,19 @@ class ObserveTests(SynapseTestCase):
         self.alice.set_data(7)
         await deferLater(REACTOR, 0.5)
         self.assertEqual((self.syncs(), bodies.data), (syncs, []))
+
+    async def test_full_state_comes_once(self) -> None:
+        room = self.alice.room()
+        _, bodies = await self.observe(self.alice, self.alice.since(), full_state=True)
+
+        def state(body: Any) -> set[str]:
+            """The types of the state in a body."""
+            return {event["type"] for event in body["rooms"]["join"][room].get("state", {}).get("events", [])}
+
+        self.assertIn("m.room.create", state(bodies[0]))
+        self.alice.say(room, "hello")
+        await until(lambda: bodies.messages == ["hello"])
+        self.assertEqual(state(bodies[-1]), set())
 
     async def test_sliding_sync(self) -> None:
         room = self.bob.room()

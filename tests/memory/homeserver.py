@@ -175,6 +175,7 @@ class Homeserver:
         context: the DTLS settings.
         users: access tokens and whose they are.
         trouble: how often a request fails with 429 or 502.
+        options: of DTLS.
     """
 
     def __init__(
@@ -185,6 +186,8 @@ class Homeserver:
         context: ServerContext,
         users: dict[str, str],
         trouble: float,
+        *,
+        options: ServerOptions | None = None,
     ) -> None:
         self.store: Final = store
         self.machine: Final = Machine(network, SERVER[0])
@@ -195,7 +198,7 @@ class Homeserver:
         self._cache: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
         self._subscriptions: set[Subscription] = set()
         self.gateway: Final = Gateway(self, clock=self.machine, random=random, news=self)
-        options = ServerOptions(handshake_timeout=10.0)
+        options = options or ServerOptions(handshake_timeout=10.0)
         self.dtls: Final = DTLSServerPort(
             context=context, handler=self.gateway, options=options, reactor=self.machine
         )

@@ -164,6 +164,8 @@ class ChangedTests(ReverseCase):
         path = "/_matrix/client/v3/login"
         self.server.replies[path] = Reply(403, b'{"errcode": "M_FORBIDDEN" }', {"X-A": "b"})
         answer = await self.asker.fetch("POST", self.url + path, body=b"{}")
+        # It had to be read.
+        self.assertNotIn("accept-encoding", self.server.seen[0].headers)
         self.assertEqual((answer.status, answer.body), (403, b'{"errcode": "M_FORBIDDEN" }'))
         self.assertEqual(answer.header("x-a"), "b")
 

@@ -13,11 +13,12 @@ from synapse_lb.client import ClientVerification, LowBandwidthClient, State, Tra
 from synapse_lb.client.errors import CertificateError, ConnectionLost, DiscoveryError
 from synapse_lb.client.https import HttpsTransport
 from synapse_lb.standalone.service import GatewayService, ServiceError, ServiceOptions
+from synapse_lb.testing.throwaway import free_ports
 from tests.client.harness import REACTOR, Certificate, LoopbackTestCase, until
 from tests.client.https_server import HttpsHomeserver, Reply, Seen
+from tests.server.observing import SLIDING
 
 PATH = "/_matrix/client/v3/a"
-SYNC = "/_matrix/client/v3/sync"
 
 
 class ServiceCase(LoopbackTestCase):
@@ -41,7 +42,7 @@ class ServiceCase(LoopbackTestCase):
             certificate_path=self.certificate.path,
             key_path=self.certificate.key_path,
             address="127.0.0.1",
-            port=0,
+            port=free_ports().https if "advertise" in settings else 0,
         )
         service = GatewayService(REACTOR, attrs.evolve(options, **settings))
         self.addCleanup(service.stop)
@@ -113,6 +114,14 @@ class ServiceTests(ServiceCase):
         client = self.asking(f"coaps://127.0.0.1:{service.port}")
         observation = client.observe_sync(None, lambda body: None, token="t")
         await until(lambda: observation.state is State.POLLING)
+
+    async def test_sliding_sync_is_polled(self) -> None:
+        self.homeserver.replies[SLIDING] = Reply(body={"pos": "1"})
+        service = self.service()
+        client = self.asking(f"coaps://127.0.0.1:{service.port}")
+        observation = client.observe(SLIDING, json={}, handler=lambda body: None, token="t")
+        await until(lambda: observation.state is not State.REGISTERING)
+        self.assertIs(observation.state, State.POLLING)
 
 
 class CertificateTests(ServiceCase):

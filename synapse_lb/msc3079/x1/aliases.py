@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Aliases: a room id is sent once per association, and then a small number (docs/extensions.md, "Aliases").
+
+One `AliasBook` at each end of an association. A side defines an alias by sending the number with the text,
+as often as need be; it refers to it by the number alone once the peer is known to have it. A definition never
+changes, so it does not matter in which order messages arrive, or how often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+import attrs
+
+from synapse_lb.msc3079.x1.errors import AliasError, UnknownAliasError
+
+MAX_ALIASES: Final = 256
+"""Numbers that there are, both sides' together: what one byte can say."""
+
+MAX_ALIAS_LENGTH: Final = 255
+"""Bytes of UTF-8 that an alias may stand for: as long as an id of Matrix may be."""
+
+
+class Side(IntEnum):
+    """Whose book it is; the value is the parity of the numbers that this side gives."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+class AliasKind(IntEnum):
+    """What an alias stands for: each kind has its own share of the numbers of a side."""
+
+    ROOM = 0
+    USER = 1
+    DEVICE = 2
+    SESSION = 3
+    """A session of end-to-end encryption, or the key of its sender."""
+
+
+SHARES: Final[Mapping[AliasKind, int]] = MappingProxyType(
+    {AliasKind.ROOM: 56, AliasKind.USER: 32, AliasKind.DEVICE: 8, AliasKind.SESSION: 32}
+)
+"""How many of a side's numbers may go to each kind: a list of devices must not leave none for rooms."""
+
+
+@attrs.define
+class AliasCounters:
+    """What a book has seen.
+
+    Attributes:
+        defined: Aliases that this side has given.
+        learned: Aliases that the peer has given.
+        refused: Texts that got none, because their share of the numbers was used up.
+    """
+
+    defined: int = 0
+    learned: int = 0
+    refused: int = 0
+
+
+def _fits(text: str) -> bool:
+    try:
+        return len(text) <= MAX_ALIAS_LENGTH and len(text.encode()) <= MAX_ALIAS_LENGTH
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
+class AliasBook:
+    """The aliases of one association, at one end.
+
+    Bounded by the numbers that there are: `MAX_ALIASES`, of which each side gives one half. A full book defines
+    no more; what has no alias is sent as text.
+
+    Args:
+        side: Which end this is.
+    """
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._texts: dict[int, str] = {}
+        self._own: dict[str, int] = {}
+        self._peers: dict[str, int] = {}
+        self._known: set[int] = set()
+        self._used = dict.fromkeys(AliasKind, 0)
+        self.counters = AliasCounters()
+
+    def __len__(self) -> int:
+        """Aliases that it holds."""
+        return len(self._texts)
+
+    # Writing
+
+    def reference(self, text: str) -> int | None:
+        """The number that the peer is known to have for a text, or None."""
+        number = self._peers.get(text)
+        if number is not None:
+            return number
+        number = self._own.get(text)
+        return number if number in self._known else None
+
+    def definition(self, text: str, kind: AliasKind) -> int | None:
+        """The number under which a text is to be defined to the peer; a new one if it has none yet.
+
+        Returns:
+            A number of this side, always the same for a text; None if there is none left, or the text is too long.
+        """
+        number = self._own.get(text)
+        if number is not None:
+            return number
+        if not _fits(text):
+            return None
+        if self._used[kind] >= SHARES[kind]:
+            self.counters.refused += 1
+            return None
+        number = 2 * len(self._own) + self._side
+        self._used[kind] += 1
+        self._own[text] = number
+        self._texts[number] = text
+        self.counters.defined += 1
+        return number
+
+    def confirm(self, numbers: Iterable[int]) -> None:
+        """The peer has read a message that defined these numbers: from now on they may stand alone.
+
+        Args:
+            numbers: `Encoded.definitions` of that message.
+        """
+        for number in numbers:
+            if number in self._texts:
+                self._known.add(number)
+
+    def forget_known(self) -> None:
+        """Take nothing of one's own for known any more: it will be defined again, under the same numbers."""
+        self._known.clear()
+
+    # Reading
+
+    def check(self, number: int, text: str) -> None:
+        """Whether the peer may define this.
+
+        Raises:
+            AliasError: it may not.
+        """
+        if not 0 <= number < MAX_ALIASES or number & 1 == self._side:
+            raise AliasError(
+                "A definition of an alias with a number that is not the sender's", well_formed=True
+            )
+        if self._texts.get(number, text) != text:
+            raise AliasError("A second definition of an alias", well_formed=True)
+
+    def learn(self, definitions: Mapping[int, str]) -> None:
+        """Remember what the peer has defined.
+
+        Raises:
+            AliasError: something of it cannot be; nothing is remembered then.
+        """
+        for number, text in definitions.items():
+            self.check(number, text)
+        for number, text in definitions.items():
+            if number not in self._texts:
+                self._texts[number] = text
+                self._peers[text] = number
+                self.counters.learned += 1
+
+    def resolve(self, number: int) -> str:
+        """The text of an alias that the peer has used. One of our own is then known to the peer.
+
+        Raises:
+            UnknownAliasError: there is none.
+        """
+        text = self._texts.get(number)
+        if text is None:
+            raise UnknownAliasError(number)
+        if number & 1 == self._side:
+            self._known.add(number)
+        return text
