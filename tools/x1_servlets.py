@@ -68,6 +68,8 @@ def registered() -> list[tuple[str, str]]:
         address="127.0.0.1",
         https=False,
         http_resources=["client"],
+        compress=False,
+        certificate=None,
         extra_config={"experimental_features": {"msc4140_enabled": True, "msc4306_enabled": True}},
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 
 `HttpsMeter` keeps one HTTP/1.1 connection over TLS open, as a Matrix client does, and sends what curl would:
 Host, User-Agent, Accept, and for bodies Content-Type and Content-Length; the answer is uncompressed JSON, as
-Synapse's own sample configuration has it.
+Synapse's own sample configuration has it, unless the meter asks for gzip and the listener has `compress: true`.
 
 How it is measured: Linux keeps, for each TCP socket, how many segments it sent and received and how many bytes
 of payload they held (``getsockopt(TCP_INFO)``: ``tcpi_segs_out``, ``tcpi_segs_in``, ``tcpi_bytes_sent``,
@@ -24,6 +24,7 @@ TCP_INFO (systems other than Linux, kernels before 4.19) `wire_is_measurable` sa
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import socket
@@ -133,15 +134,19 @@ class HttpsMeter:
         port: TCP port.
         certificate: PEM file with the authority to trust.
         timeout: seconds for each request.
+        compressed: ask for gzip.
 
     Attributes:
         handshake: what connecting took: TCP and TLS. Zero before `connect`.
     """
 
-    def __init__(self, host: str, port: int, certificate: Path, timeout: float = 60.0) -> None:
+    def __init__(
+        self, host: str, port: int, certificate: Path, timeout: float = 60.0, *, compressed: bool = False
+    ) -> None:
         self._host = host
         self._port = port
         self._timeout = timeout
+        self._compressed = compressed
         self._context = ssl.create_default_context(cafile=str(certificate))
         # The group that Twisted's TLS servers take: anything else first costs a HelloRetryRequest.
         self._context.set_ecdh_curve("prime256v1")
@@ -149,8 +154,11 @@ class HttpsMeter:
         self._read = Wire()
         self.handshake = Wire()
 
-    def connect(self) -> Wire:
+    def connect(self, session: ssl.SSLSession | None = None) -> Wire:
         """Connect: three-way handshake, TLS handshake, session tickets.
+
+        Args:
+            session: the `session` of an earlier connection of this meter, to be resumed.
 
         Raises:
             MeterError: it failed.
@@ -162,12 +170,23 @@ class HttpsMeter:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MAXIMUM_SEGMENT)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.connect((self._host, self._port))
-            self._socket = self._context.wrap_socket(plain, server_hostname=self._host)
+            self._socket = self._context.wrap_socket(plain, server_hostname=self._host, session=session)
         except OSError as error:
             plain.close()
             raise MeterError(f"cannot connect to https://{self._host}:{self._port}: {error}") from error
+        self._read = Wire()
         self.handshake = self._since_last()
         return self.handshake
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """The TLS session, once something was read after the handshake."""
+        return None if self._socket is None else self._socket.session
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the handshake resumed a session."""
+        return self._socket is not None and bool(self._socket.session_reused)
 
     def request(self, method: str, path: str, body: Any = None, token: str | None = None) -> Measured:
         """Send one request and read its answer.
@@ -211,7 +230,10 @@ class HttpsMeter:
         response = http.client.HTTPResponse(self._socket, method=method)
         try:
             response.begin()
-            return response.status, response.read()
+            content = response.read()
+            if response.getheader("Content-Encoding") == "gzip":
+                content = gzip.decompress(content)
+            return response.status, content
         finally:
             response.close()
 
@@ -219,6 +241,8 @@ class HttpsMeter:
         content = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}"]
         head += ["User-Agent: curl/8.5.0", "Accept: */*"]
+        if self._compressed:
+            head.append("Accept-Encoding: gzip")
         if token is not None:
             head.append(f"Authorization: Bearer {token}")
         if body is not None:

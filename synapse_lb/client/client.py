@@ -304,7 +304,10 @@ class LowBandwidthClient(Observer):
 
     @property
     def session(self) -> bytes | None:
-        """The DTLS session of the last association, to be resumed by another client; secret."""
+        """The DTLS session of the last association, to be resumed by another client; secret.
+
+        It is there once the server has answered something.
+        """
         return self._keeper.session
 
     @property

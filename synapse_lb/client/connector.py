@@ -88,6 +88,14 @@ class Connector:
             raise errors.AuthoritiesError(str(error)) from error
         self._options = ClientOptions() if timeout is None else ClientOptions(handshake_timeout=timeout)
 
+    def learn(self, association: ClientAssociation) -> None:
+        """Adapt the next handshakes to what an association has shown of the link and the server."""
+        if association.rtt is not None:
+            self._options = attrs.evolve(self._options, retransmit_after=max(1.0, 3 * association.rtt))
+        if association.cookie_wanted:
+            # A longer hello did not spare the cookie: the server's flight is longer still, or it always wants one.
+            self._options = attrs.evolve(self._options, hello_size=0)
+
     def connect(self, handler: AssociationHandler, session: bytes | None) -> Deferred[ClientAssociation]:
         """Make an association.
 

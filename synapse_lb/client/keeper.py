@@ -46,7 +46,7 @@ class Keeper:
         self._ended = Traffic()
         self._ended_endpoints = Counters()
         self._closed = False
-        self.session = session
+        self._session = session
 
     def ready(self) -> Deferred[Channel]:
         """The current association's channel, after a handshake if need be.
@@ -94,6 +94,17 @@ class Keeper:
             channel.rebind()
 
     @property
+    def session(self) -> bytes | None:
+        """The DTLS session of the last association that had one."""
+        if self._current is not None:
+            self._note_session(self._current)
+        return self._session
+
+    def _note_session(self, channel: Channel) -> None:
+        # It is there when the handshake is complete; the first requests leave before that.
+        self._session = channel.association.session or self._session
+
+    @property
     def traffic(self) -> Traffic:
         """What all associations have moved so far."""
         total = self._ended
@@ -134,7 +145,8 @@ class Keeper:
 
     def _connected(self, _: None, channel: Channel) -> None:
         self._connecting = None
-        self.session = channel.association.session or self.session
+        self._note_session(channel)
+        self._connector.learn(channel.association)
         if not channel.lost:
             self._current = channel
         for waiter in self._take_waiting():
@@ -160,6 +172,7 @@ class Keeper:
 
     def _channel_lost(self, channel: Channel, reason: Exception) -> None:
         self._ended += traffic_of(channel.association)
+        self._note_session(channel)
         self._ended_endpoints += channel.endpoint_counters
         self._retired.discard(channel)
         if channel is self._current:

@@ -31,9 +31,16 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_associations": _any_integer,
     "max_half_open": _any_integer,
     "handshake_timeout": values.seconds,
+    "max_unproven": _any_integer,
+    "unproven_per_second": _any_integer,
     "move_trials_per_datagram": _any_integer,
     "move_trials_per_source": _any_integer,
     "move_trials_per_second": _any_integer,
+}
+_DTLS_LISTENER_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "mtu": _any_integer,
+    "idle_timeout": values.seconds,
+    "cookie": values.text,
 }
 _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_request_body": values.size,
@@ -73,6 +80,7 @@ _LISTENER_KEYS: Final = (
     "tag",
     "mtu",
     "idle_timeout",
+    "cookie",
     "advertise",
     "advertised_port",
     "observe",
@@ -167,7 +175,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
             "port", "is missing: give the UDP port to listen on; that of the HTTP listener will do"
         )
     certificate, key = _paths(section)
-    dtls = values.fill(section, ServerOptions(), {"mtu": _any_integer, "idle_timeout": values.seconds})
+    dtls = values.fill(section, ServerOptions(), _DTLS_LISTENER_FIELDS)
     dtls, limits, observe_options = _limits(section, dtls)
     config = LowBandwidthListenerConfig(
         port=port,

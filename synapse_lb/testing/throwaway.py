@@ -22,7 +22,6 @@ import atexit
 import contextlib
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -31,7 +30,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,19 +38,7 @@ from typing import Any
 import attrs
 
 from synapse_lb.testing import throwaway_config
-
-# The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
-# PR_SET_PDEATHSIG = 1; kept over execve) and becomes Synapse. Elsewhere the request fails and is ignored.
-_LAUNCHER = """
-import os, sys
-if sys.argv[1] == "die-with-parent":
-    try:
-        import ctypes
-        ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass
-os.execv(sys.executable, [sys.executable, "-m", "synapse.app.homeserver", *sys.argv[2:]])
-"""
+from synapse_lb.testing.throwaway_process import LAUNCHER, environment_of, notify_socket
 
 START_TIMEOUT = 90.0
 """Seconds that a start may take (a new SQLite database takes 3-10 s) before it counts as failed."""
@@ -143,6 +130,8 @@ class ThrowawayHomeserver:
         ports: fixed ports instead of free ones.
         https: the homeserver has a certificate and an HTTPS listener; without it, it has neither.
         http_resources: what the two HTTP listeners serve.
+        compress: whether they compress for clients that ask for it.
+        certificate: PEM of the certificate and of its key; by default a fresh self-signed one.
         extra_config: top-level keys of ``homeserver.yaml`` that replace what is written otherwise.
         python: the interpreter; its environment decides which Synapse runs.
         folder: keep everything here, and do not remove it; by default a new temporary folder.
@@ -167,6 +156,8 @@ class ThrowawayHomeserver:
         ports: Ports | None = None,
         https: bool = True,
         http_resources: Sequence[str] = ("client",),
+        compress: bool = False,
+        certificate: tuple[bytes, bytes] | None = None,
         extra_config: Mapping[str, Any] | None = None,
         python: str = sys.executable,
         folder: Path | None = None,
@@ -182,6 +173,8 @@ class ThrowawayHomeserver:
             address=address,
             https=https,
             http_resources=list(http_resources),
+            compress=compress,
+            certificate=certificate,
             extra_config=dict(extra_config or {}),
         )
         self._python = python
@@ -433,15 +426,15 @@ class ThrowawayHomeserver:
 
     def _launch(self) -> None:
         fate = "outlive" if self._outlive else "die-with-parent"
-        with _notify_socket() as (notify, notify_path):
+        with notify_socket() as (notify, notify_path):
             with (self.folder / throwaway_config.OUTPUT).open("ab") as output:
                 self._process = subprocess.Popen(
-                    [self._python, "-c", _LAUNCHER, fate, "--config-path", str(self.config_path)],
+                    [self._python, "-c", LAUNCHER, fate, "--config-path", str(self.config_path)],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     cwd=self.folder,
-                    env=_environment(notify_path),
+                    env=environment_of(notify_path),
                     start_new_session=True,  # Ctrl-C reaches us, and we stop Synapse in order
                 )
             try:
@@ -463,26 +456,6 @@ class ThrowawayHomeserver:
                 message = f"Synapse ended with status {process.returncode} instead of starting"
                 raise HomeserverFailed(message, process.returncode, self.log_tail())
         raise HomeserverFailed(f"Synapse was not ready after {START_TIMEOUT:g} s", None, self.log_tail())
-
-
-@contextlib.contextmanager
-def _notify_socket() -> Iterator[tuple[socket.socket, str]]:
-    """A socket as sd_notify(3) wants it, in a folder of its own, for its path must be short."""
-    with tempfile.TemporaryDirectory(prefix="slb-") as folder:
-        path = f"{folder}/notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            notify.bind(path)
-            yield notify, path
-
-
-def _environment(notify_path: str) -> dict[str, str]:
-    """The environment of the process: this very synapse_lb must be importable, installed or not."""
-    environment = {**os.environ, "NOTIFY_SOCKET": notify_path}
-    root = Path(__file__).resolve().parents[2]
-    if root.name not in ("site-packages", "dist-packages"):
-        inherited = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
-    return environment
 
 
 def _read(path: Path) -> str:

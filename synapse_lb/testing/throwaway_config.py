@@ -60,6 +60,8 @@ class Settings:
     address: str
     https: bool
     http_resources: list[str]
+    compress: bool
+    certificate: tuple[bytes, bytes] | None = attrs.field(repr=False)
     extra_config: dict[str, Any]
 
 
@@ -106,7 +108,7 @@ def homeserver_config(
 
 def _listeners(settings: Settings, http: int, https: int, lowbandwidth: int) -> list[dict[str, Any]]:
     common = {"bind_addresses": [settings.address]}
-    resources = {"resources": [{"names": settings.http_resources, "compress": False}]}
+    resources = {"resources": [{"names": settings.http_resources, "compress": settings.compress}]}
     listeners = [{"type": "http", "port": http, "tls": False, **common, **resources}]
     if settings.https:
         listeners.append({"type": "http", "port": https, "tls": True, **common, **resources})
@@ -137,7 +139,7 @@ def _log_config(folder: Path, level: str) -> dict[str, Any]:
 def _write_keys(folder: Path, settings: Settings) -> None:
     if settings.https and not (folder / CERTIFICATE).exists():
         names = list(dict.fromkeys(["localhost", "127.0.0.1", "::1", settings.address]))
-        certificate, key = generate_self_signed(names)
+        certificate, key = settings.certificate or generate_self_signed(names)
         (folder / CERTIFICATE).write_bytes(certificate)
         _write_secret(folder / PRIVATE_KEY, key)
     if not (folder / SIGNING_KEY).exists():

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """One DTLS association over memory BIOs: datagrams in, messages and datagrams out (RFC 6347).
 
-Role-neutral and without sockets or timers of its own; `port.py` and `client.py` drive it. The clock is an
-argument, with one exception that cannot be helped: OpenSSL decides by its own clock whether a flight is to be
-retransmitted (1 s, doubling), so a simulated clock does not make it retransmit earlier.
+Role-neutral and without sockets or timers of its own; `port.py` and `client.py` drive it, and the clock is an
+argument. OpenSSL has a clock of its own for handshakes, which decides nothing here: see `flights`.
+
+**Records that OpenSSL does not write.** A Finished that is sent again, and what a client sends before it has seen the
+server's Finished (RFC 7918, "false start"), are protected here, under the keys that OpenSSL uses too. A record number
+is a nonce, so none may be used twice: such a record gets the number after all that left so far, and what OpenSSL
+writes afterwards under a number that was used so never leaves (`_collect`). Before OpenSSL writes what is to leave,
+its numbers are used up with records that are thrown away (`_catch_up`).
 """
 
 from __future__ import annotations
@@ -21,15 +26,24 @@ from synapse_lb.txdtls.errors import (
     ProtocolFailure,
     describe_openssl_error,
 )
+from synapse_lb.txdtls.flights import (
+    DEFAULT_TIMEOUT,
+    MIN_TIMEOUT,
+    Flights,
+    RetransmissionTimer,
+    server_timeout,
+)
 from synapse_lb.txdtls.recordkeys import RecordKeys
 
 _READ_SIZE = 16384
 _BIO_CHUNK = 65536
-_LARGEST_OVERHEAD = 24
-"""Bytes that GCM adds to a fragment: nonce 8, tag 16 (RFC 5288 section 3); ChaCha20-Poly1305 adds 16.
+_CLOSE_NOTIFY = b"\x01\x00"
+_SMALLEST_OVERHEAD = 16
+"""Bytes that ChaCha20-Poly1305 adds to a fragment; GCM adds 24 (RFC 5288 section 3).
 
 A shorter fragment cannot be authentic, and OpenSSL 3 ends an association over it instead of dropping it (RFC 6347
-4.1.2.7), so that one forged datagram would be enough. It is not shown to OpenSSL.
+4.1.2.7), so that one forged datagram would be enough. It is not shown to OpenSSL. While the handshake runs, the
+suite is not known, and whoever can forge has easier ways to disturb it.
 """
 
 
@@ -39,6 +53,7 @@ class Progress:
 
     Attributes:
         established: The handshake was completed by this step.
+        early: From now on messages can be sent, though the server's Finished is still to come.
         messages: Application messages, in order.
         discarded: Records that brought nothing.
         lost: Why the association is over, if it is. Of a handshake it is a `HandshakeFailed`, of an established
@@ -46,6 +61,7 @@ class Progress:
     """
 
     established: bool = False
+    early: bool = False
     messages: list[bytes] = attrs.field(factory=list)
     discarded: int = 0
     lost: DTLSError | None = None
@@ -57,32 +73,46 @@ class Association:
     Args:
         connection: A connection in accept or connect state without a socket.
         mtu: Largest datagram to send, in bytes.
+        client: The role.
         received: message_seq of the ClientHello that a listener has taken already, -1 if there was none.
-        shift: Added to the sequence numbers of unencrypted records, see `records.shift_unencrypted`.
-        join_application: See `records.pack_records`.
+        sequence: Number of the first unencrypted record, see `records.renumber`.
+        timeout: Seconds until a first flight is sent again.
 
     Attributes:
+        client: The role.
+        cookie_wanted: Whether the server has sent a HelloVerifyRequest.
         established: Whether the handshake is complete.
         newest: The highest sequence number of the peer's application records that were authentic. Where it is
             not certain which of a datagram's records were, it stays at what is certain. -1 before the handshake
             is complete.
+        peer_packs: Whether the peer has put several records with messages, or one behind its Finished, into one
+            datagram: so it reads all of a datagram, and the same can be done for it.
         resumed: Whether the handshake resumed a session.
         rtt: Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
     """
 
     __slots__ = (
         "_connection",
+        "_early",
         "_flight_sent_at",
-        "_join_application",
+        "_flights",
+        "_heard",
+        "_keys",
         "_max_message_size",
         "_mtu",
+        "_now",
+        "_outgoing",
         "_overhead",
         "_peer_message_sequence",
         "_record_keys",
-        "_sent_message_sequence",
-        "_shift",
+        "_sealed",
+        "_timer",
+        "_written",
+        "client",
+        "cookie_wanted",
         "established",
         "newest",
+        "peer_packs",
         "resumed",
         "rtt",
     )
@@ -92,22 +122,30 @@ class Association:
         connection: SSL.Connection,
         *,
         mtu: int,
+        client: bool = True,
         received: int = -1,
-        shift: int = 0,
-        join_application: bool = False,
+        sequence: int = 0,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         self._connection: SSL.Connection | None = connection
         self._mtu = mtu
-        self._shift = shift
-        self._overhead = _LARGEST_OVERHEAD
-        self._join_application = join_application
+        self._overhead = _SMALLEST_OVERHEAD
         self._max_message_size = 0
+        self._flights = Flights(sequence, 0 if client else mtu)
+        self._timer = RetransmissionTimer(timeout)
+        self._outgoing: list[bytes] = []
         self._flight_sent_at: float | None = None
         self._peer_message_sequence = received
-        self._sent_message_sequence = -1
+        self._keys: RecordKeys | None = None
         self._record_keys: RecordKeys | None = None
+        self._written = self._sealed = -1
+        self._early = self._heard = False
+        self._now = 0.0
+        self.client = client
+        self.cookie_wanted = False
         self.established = False
         self.newest = -1
+        self.peer_packs = False
         self.resumed = False
         self.rtt: float | None = None
 
@@ -129,7 +167,7 @@ class Association:
 
     @property
     def max_message_size(self) -> int:
-        """Bytes of the largest message that fits into one datagram; 0 before the handshake is complete."""
+        """Bytes of the largest message that fits into one datagram; 0 before one can be sent."""
         return self._max_message_size
 
     def start(self) -> Progress:
@@ -144,8 +182,12 @@ class Association:
             datagram: What `records.inspect` said about it.
             now: Monotonic seconds.
         """
+        self._now = now
         if not self.established:
             self._measure(datagram, now)
+            if self.client and datagram.hello_verify_request:
+                self.cookie_wanted = True
+                binding.forget_alpn(self.connection)
         data = data[: datagram.size]
         short = 0
         if datagram.shortest_encrypted < self._overhead:
@@ -158,13 +200,21 @@ class Association:
         self.connection.bio_write(data)
         progress = self._run(datagram)
         progress.discarded += short
+        self._note_messages(progress, data, datagram)
+        self._collect()
+        progress.early = self._may_start_early()
+        return progress
+
+    def _note_messages(self, progress: Progress, data: bytes, datagram: records.Datagram) -> None:
         if progress.established:
-            self.newest = len(
-                progress.messages
-            )  # at least: Finished has number 0, and one record each follows
+            # at least: Finished has number 0, and one record each follows
+            self.newest = len(progress.messages)
         elif progress.messages and not progress.discarded:
             self.newest = max(self.newest, records.highest_sequence(data))
-        return progress
+        if progress.messages:
+            self._heard = True
+            packed = progress.established and datagram.records > datagram.application > 0
+            self.peer_packs = self.peer_packs or packed or len(progress.messages) > 1
 
     def opens(self, record: bytes) -> bool:
         """Whether a record is an authentic one of the client, new or not; the association does not notice.
@@ -178,20 +228,27 @@ class Association:
             self._record_keys = RecordKeys.of_client(self._connection)
         return self._record_keys is not None and self._record_keys.open(record)
 
-    def handle_timeout(self) -> Progress:
-        """Let OpenSSL retransmit if its own timer has expired."""
-        binding.clear_errors()
-        try:
-            self.connection.DTLSv1_handle_timeout()
-        except SSL.Error as error:
-            return Progress(lost=self._failure(error))
-        return Progress()
+    @property
+    def due(self) -> float | None:
+        """When `handle_timeout` is wanted, in monotonic seconds; None when no flight is outstanding."""
+        return None if self._connection is None or self.established else self._timer.due
 
-    def timeout(self) -> float | None:
-        """Seconds until OpenSSL wants `handle_timeout`, or None when no flight is outstanding."""
-        if self._connection is None or self.established:
-            return None
-        return self._connection.DTLSv1_get_timeout()
+    def handle_timeout(self, now: float) -> None:
+        """Send the last flight again if it is time."""
+        self._now = now
+        if not self.established and self._timer.expired(now):
+            self._repeat()
+
+    def hello_repeated(self, now: float, *, proven: bool) -> None:
+        """The client's hello came once more: perhaps the answer was lost.
+
+        Args:
+            now: Monotonic seconds.
+            proven: Whether the client has shown that it is where it says.
+        """
+        self._now = now
+        if not self.established and self._flights.wanted_again(now, proven=proven):
+            self._repeat()
 
     def send(self, message: bytes) -> None:
         """Encrypt one message; `take_datagrams` gives the datagram.
@@ -203,31 +260,52 @@ class Association:
         """
         if not message:
             raise ValueError("an empty message cannot be sent")
-        if not self.established:
+        if not self.established and not self._early:
             raise AssociationGone("the handshake is not complete")
         if len(message) > self._max_message_size:
             raise MessageTooLarge(len(message), self._max_message_size)
         connection = self.connection
+        if not self.established:
+            self._outgoing.append(self._seal(records.APPLICATION_DATA, message))
+            return
+        self._catch_up()
         binding.clear_errors()
         try:
             connection.send(message)
         except SSL.Error as error:
             raise AssociationGone(describe_openssl_error(error)[0]) from error
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether nobody misses a server's Finished for a while: its client sends messages without it."""
+        return not self.client and not self.resumed and self.peer_packs
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that `take_datagrams` will give."""
+        return sum(map(len, self._outgoing))
+
     def take_datagrams(self, now: float) -> list[bytes]:
         """Take what is to be sent, split into datagrams of at most the MTU."""
-        blob = self._drain()
-        if not blob:
-            return []
-        whole = [records.shift_unencrypted(record, self._shift) for record in records.split_records(blob)]
-        if not self.established:
-            self._note_flight(blob, now)
-        return records.pack_records(whole, self._mtu, join_application=self._join_application)
+        self._now = now
+        if self._connection is not None:
+            self._collect()
+        outgoing, self._outgoing = self._outgoing, []
+        if self._end_may_be_lost(outgoing):
+            outgoing = [*self._flights.again(now, self._seal_again), *outgoing]
+        return records.pack_records(
+            outgoing, self._mtu, join_application=self.client or self.peer_packs, several=self.peer_packs
+        )
 
     def notify_close(self) -> None:
-        """Write a close_notify alert (RFC 5246 7.2.1) if the handshake is complete."""
-        if self._connection is None or not self.established:
+        """Write a close_notify alert (RFC 5246 7.2.1) if messages can be sent."""
+        if self._connection is None:
             return
+        if self._early and not self.established:
+            self._outgoing.append(self._seal(records.ALERT, _CLOSE_NOTIFY))
+        if not self.established:
+            return
+        self._catch_up()
         binding.clear_errors()
         try:
             self._connection.shutdown()
@@ -242,12 +320,87 @@ class Association:
         if connection is not None and self.established:
             binding.keep_session(connection)
 
-    def _note_flight(self, blob: bytes, now: float) -> None:
-        """Remember when a flight left for the first time; a repeated one is no sample (Karn's algorithm)."""
-        summary = records.inspect(blob)
-        sequence = -1 if summary is None else summary.message_sequence
-        self._flight_sent_at = now if sequence > self._sent_message_sequence else None
-        self._sent_message_sequence = max(self._sent_message_sequence, sequence)
+    # -- what leaves
+
+    def _collect(self) -> None:
+        """Take what OpenSSL wrote, but for what it repeats and for numbers that are used."""
+        kept = []
+        for record in records.split_records(self._drain()):
+            if record[3:5] != b"\0\0":
+                number = int.from_bytes(record[5:11], "big")
+                self._written = max(self._written, number)
+                if number <= self._sealed and record[0] != records.HANDSHAKE:
+                    continue
+            kept.append(record)
+        if not kept:
+            return
+        sending, new, repeated = self._flights.take(kept, self._now)
+        self._outgoing += sending
+        if new and not self.established:
+            self._flight_sent_at = self._now
+            if self.client:
+                self._timer.start(self._now)
+            elif self._flights.ends_the_handshake:
+                self._timer = RetransmissionTimer(server_timeout(self._flights.size))
+                self._timer.start(self._now)
+        if repeated and self.established and self.client == self.resumed:
+            self._repeat()  # who speaks last hears by the other's repetition that it was not heard
+
+    def _repeat(self) -> None:
+        self._flight_sent_at = None  # a repeated flight is no sample (Karn's algorithm)
+        self._outgoing += self._flights.again(self._now, self._seal_again)
+
+    def _end_may_be_lost(self, outgoing: list[bytes]) -> bool:
+        """Whether a message leaves that the server could not read if it had not got the end of a resumption."""
+        return (
+            self.client
+            and self.resumed
+            and not self._heard
+            and any(record[0] == records.APPLICATION_DATA for record in outgoing)
+            and self._now - self._flights.sent_at >= MIN_TIMEOUT
+        )
+
+    def _may_start_early(self) -> bool:
+        """Whether this step made messages possible ahead of the server's Finished (RFC 7918 section 4).
+
+        The server's key exchange is signed with the key of its certificate, which the caller verifies; all suites
+        that are offered have forward secrecy and an AEAD cipher.
+        """
+        if not self.client or self.established or self._early or not self._flights.ready:
+            return False
+        connection = self.connection
+        if not (connection.get_cipher_name() or "").startswith("ECDHE-") or self._own_keys() is None:
+            return False
+        self._early = True
+        self._max_message_size = connection.get_cleartext_mtu()
+        return True
+
+    def _own_keys(self) -> RecordKeys | None:
+        if self._keys is None:
+            self._keys = RecordKeys.derive(self.connection, client=self.client)
+        return self._keys
+
+    def _seal(self, content_type: int, plaintext: bytes) -> bytes:
+        keys = self._own_keys()
+        if keys is None:
+            raise AssociationGone("the cipher suite is not known")
+        self._sealed = max(self._sealed, self._written) + 1
+        return keys.seal(content_type, self._sealed, plaintext)
+
+    def _seal_again(self, record: bytes) -> bytes:
+        keys = self._own_keys()
+        plaintext = None if keys is None else keys.unseal(record)
+        return record if plaintext is None else self._seal(record[0], plaintext)
+
+    def _catch_up(self) -> None:
+        """Have OpenSSL use up the numbers that were used here."""
+        self._collect()
+        while self._written < self._sealed:
+            self.connection.send(b"\0")
+            for record in records.split_records(self._drain()):
+                self._written = max(self._written, int.from_bytes(record[5:11], "big"))
+
+    # -- what arrives
 
     def _measure(self, datagram: records.Datagram, now: float) -> None:
         """Take the round-trip time from a flight that was sent once to the answer that brings news."""
@@ -255,6 +408,7 @@ class Association:
         self._peer_message_sequence = max(self._peer_message_sequence, datagram.message_sequence)
         if news and self._flight_sent_at is not None and self.rtt is None:
             self.rtt = max(0.0, now - self._flight_sent_at)
+            self._timer.measured(self.rtt)
         self._flight_sent_at = None
 
     def _run(self, datagram: records.Datagram | None) -> Progress:
@@ -300,11 +454,12 @@ class Association:
         self._max_message_size = connection.get_cleartext_mtu()
         self._overhead = self._mtu - records.HEADER_SIZE - self._max_message_size
         self._flight_sent_at = None
+        self._timer.stop()
         connection.set_app_data(None)
 
     def _failure(self, error: SSL.Error) -> DTLSError:
         text, alert = describe_openssl_error(error)
-        if self.established:
+        if self.established or self._early:
             return ProtocolFailure(text, alert=alert)
         verification = None
         if "certificate verify failed" in text:

@@ -23,6 +23,7 @@ _FUNCTIONS = (
     "SSL_get1_session",
     "SSL_get_verify_result",
     "SSL_session_reused",
+    "SSL_set_alpn_protos",
     "SSL_set_session",
     "SSL_set_shutdown",
     "X509_verify_cert_error_string",
@@ -36,7 +37,7 @@ _CONSTANTS = (
     "SSL_SENT_SHUTDOWN",
     "X509_V_OK",
 )
-_CONNECTION_METHODS = ("DTLSv1_get_timeout", "DTLSv1_handle_timeout", "DTLSv1_listen", "set_ciphertext_mtu")
+_CONNECTION_METHODS = ("DTLSv1_listen", "set_ciphertext_mtu")
 
 _lib: Any = getattr(SSL, "_lib", None)
 _ffi: Any = getattr(SSL, "_ffi", None)
@@ -86,6 +87,14 @@ def clear_errors() -> None:
     _lib.ERR_clear_error()
 
 
+def no_encrypt_then_mac_option() -> int:
+    """`SSL_OP_NO_ENCRYPT_THEN_MAC`: AEAD suites have no use for RFC 7366, whose extension costs 4 bytes a hello.
+
+    pyOpenSSL does not name it; it is a constant of OpenSSL's public header, the same in all versions since 1.1.1.
+    """
+    return 1 << 19
+
+
 def set_groups(context: SSL.Context, groups: str) -> None:
     """Set the key-exchange groups, best first, such as "X25519:P-256".
 
@@ -124,6 +133,11 @@ def verification_error(connection: SSL.Connection) -> str | None:
     if result == _lib.X509_V_OK:
         return None
     return str(_ffi.string(_lib.X509_verify_cert_error_string(result)).decode("utf-8", "replace"))
+
+
+def forget_alpn(connection: SSL.Connection) -> None:
+    """Leave the ALPN extension out of the next ClientHello."""
+    _lib.SSL_set_alpn_protos(_ssl_pointer(connection), _ffi.NULL, 0)
 
 
 def keep_session(connection: SSL.Connection) -> None:

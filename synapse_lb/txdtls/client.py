@@ -97,6 +97,11 @@ class ClientAssociation:
         return self._protocol.association.resumed
 
     @property
+    def cookie_wanted(self) -> bool:
+        """Whether the server wanted a cookie before the handshake."""
+        return self._protocol.association.cookie_wanted
+
+    @property
     def session(self) -> bytes | None:
         """The session to give to a later `connect`; secret. Still there after the association is over."""
         return self._protocol.session

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from OpenSSL import SSL
@@ -31,6 +32,7 @@ from synapse_lb.txdtls.errors import (
     LocallyClosed,
     NetworkUnreachable,
     PeerClosed,
+    ProtocolFailure,
     SocketLost,
 )
 from synapse_lb.txdtls.interfaces import AssociationHandler, ClientReactor, Timer
@@ -38,7 +40,9 @@ from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 
 _log = Logger()
 _ids = itertools.count(1)
-_MINIMUM_DELAY = 0.001  # seconds; keeps a timer that OpenSSL calls due from spinning
+_ALPN_HEADERS = 6  # bytes: type and length of the extension, length of the list
+_LARGEST_HELLO = 4096
+_MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 
 
 class ClientProtocol(DatagramProtocol):
@@ -84,6 +88,7 @@ class ClientProtocol(DatagramProtocol):
         self._server_name = server_name
         self._handler = handler
         self._timeout = timeout
+        self._false_start = options.false_start
         self._reported = False
         self._busy = False
         self._timer: Timer | None = None
@@ -91,7 +96,9 @@ class ClientProtocol(DatagramProtocol):
         self._closing: list[Deferred[None]] = []
         self._socket: DatagramProtocol = self
         self.association = Association(
-            _new_connection(context, options, server_name, session), mtu=options.mtu, join_application=True
+            _new_connection(context, options, server_name, session),
+            mtu=options.mtu,
+            timeout=options.retransmit_after,
         )
 
     def begin(self) -> None:
@@ -206,8 +213,10 @@ class ClientProtocol(DatagramProtocol):
         """Report what a step brought, then send what is to be sent."""
         self.counters.records_discarded += progress.discarded
         self._busy = True
-        if progress.established:
-            self._on_established()
+        if (progress.early and self._false_start) or (progress.established and not self._reported):
+            self._on_usable()
+        if progress.established and not self.over:
+            self._on_complete()
         for message in progress.messages:
             if self.over:
                 return
@@ -223,7 +232,8 @@ class ClientProtocol(DatagramProtocol):
         if not self.over:
             self._arm()
 
-    def _on_established(self) -> None:
+    def _on_usable(self) -> None:
+        """Messages can be sent: verify the server before anybody does."""
         connection = self.association.connection
         try:
             verify_server(connection, self._verification, self._server_name)
@@ -236,14 +246,19 @@ class ClientProtocol(DatagramProtocol):
         if certificate is not None:
             self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
         self.cipher = connection.get_cipher_name() or ""
-        self.session = binding.export_session(connection)
+        if self.association.established:
+            self.session = binding.export_session(connection)
         self._reported = True
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        self._deadline = None
         self._call(self._handler.association_established, self.association_id)
         if not self.over:
             self.established.callback(self)
+
+    def _on_complete(self) -> None:
+        """The server has proven that it saw the same handshake."""
+        self.session = self.session or binding.export_session(self.association.connection)
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
 
     def _lost(self, reason: DTLSError) -> None:
         if isinstance(reason, AssociationLost):
@@ -277,20 +292,29 @@ class ClientProtocol(DatagramProtocol):
 
     def _handshake_timed_out(self) -> None:
         self._deadline = None
-        self._fail(HandshakeTimeout(f"no handshake with {format_address(self.peer)} in {self._timeout:g} s"))
+        text = f"no handshake with {format_address(self.peer)} in {self._timeout:g} s"
+        if self._reported:
+            self.end(ProtocolFailure(text), notify=False)
+        else:
+            self._fail(HandshakeTimeout(text))
 
     def _retransmit(self) -> None:
         self._timer = None
         if not self.over:
-            self._apply(self.association.handle_timeout())
+            self.association.handle_timeout(self._reactor.seconds())
+            self._flush()
+            self._arm()
 
     def _arm(self) -> None:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-        delay = self.association.timeout()
+        if self.over:
+            return
+        due = self.association.due
         self._timer = None
-        if delay is not None:
-            self._timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._retransmit)
+        if due is not None:
+            delay = max(_MINIMUM_DELAY, due - self._reactor.seconds())
+            self._timer = self._reactor.callLater(delay, self._retransmit)
 
     def _flush(self) -> None:
         transport: Any = self._socket.transport
@@ -343,14 +367,47 @@ def _connect_socket(socket: DatagramProtocol, peer: tuple[str, int]) -> None:
 def _new_connection(
     context: ClientContext, options: ClientOptions, server_name: str, session: bytes | None
 ) -> SSL.Connection:
+    connection = _bare_connection(context, options, server_name)
+    if session is not None:
+        if binding.import_session(connection, session):
+            return connection
+        _log.info("The DTLS session to resume is not usable; making a full handshake")
+    if options.hello_size:
+        missing = options.hello_size - _hello_size(_bare_connection(context, options, server_name))
+        if missing > 0:
+            connection.set_alpn_protos(_padding(missing))
+    return connection
+
+
+def _bare_connection(context: ClientContext, options: ClientOptions, server_name: str) -> SSL.Connection:
     connection = SSL.Connection(context.ssl_context, None)
     connection.set_connect_state()
     connection.set_ciphertext_mtu(options.mtu)
     if not is_ip_address(server_name):  # RFC 6066 section 3: no literal addresses
         connection.set_tlsext_host_name(server_name.encode("ascii"))
-    if session is not None and not binding.import_session(connection, session):
-        _log.info("The DTLS session to resume is not usable; making a full handshake")
     return connection
+
+
+def _hello_size(connection: SSL.Connection) -> int:
+    """Bytes of the datagram with the ClientHello of a connection, which is of no further use."""
+    with suppress(SSL.WantReadError):
+        connection.do_handshake()
+    return len(connection.bio_read(_LARGEST_HELLO))
+
+
+def _padding(size: int) -> list[bytes]:
+    """Protocol names for an ALPN extension (RFC 7301) of so many bytes, or a few more.
+
+    The first is that of CoAP over DTLS; the others are none, and are there for their length. A server that knows
+    no ALPN ignores them all, one that does chooses the first. OpenSSL's own padding (RFC 7685) begins at 256 bytes.
+    """
+    names = [b"co"]
+    left = size - _ALPN_HEADERS - 3
+    while left > 1:
+        length = min(left - 1, 255)
+        names.append(b"-" * length)
+        left -= length + 1
+    return names
 
 
 def _pass_on(result: object, finished: Deferred[None]) -> object:

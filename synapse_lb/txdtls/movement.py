@@ -139,7 +139,7 @@ class _Place:
     host: bytes
 
 
-class _Bucket:
+class Bucket:
     """A token bucket that holds what comes in one second, and is full at first."""
 
     __slots__ = ("_at", "rate", "tokens")
@@ -171,8 +171,8 @@ class Movement:
         self._places: dict[Entry, _Place] = {}
         self._all = _Ladder()
         self._hosts: dict[bytes, _Ladder] = {}
-        self._total: _Bucket | None = None
-        self._sources: OrderedDict[bytes, _Bucket] = OrderedDict()
+        self._total: Bucket | None = None
+        self._sources: OrderedDict[bytes, Bucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -264,15 +264,15 @@ class Movement:
 
     # -- the budget
 
-    def _whole(self, now: float) -> _Bucket:
+    def _whole(self, now: float) -> Bucket:
         if self._total is None:
-            self._total = _Bucket(self._options.move_trials_per_second, now)
+            self._total = Bucket(self._options.move_trials_per_second, now)
         return self._total
 
-    def _source(self, key: bytes, now: float) -> _Bucket:
+    def _source(self, key: bytes, now: float) -> Bucket:
         bucket = self._sources.get(key)
         if bucket is None:
-            bucket = self._sources[key] = _Bucket(self._options.move_trials_per_source, now)
+            bucket = self._sources[key] = Bucket(self._options.move_trials_per_source, now)
             if len(self._sources) > MAX_SOURCES:
                 self._sources.popitem(last=False)
         else:
@@ -287,12 +287,13 @@ class Path:
     Attributes:
         proven: The last address that has shown it.
         credit: Bytes that may still be sent to the present address; None if it is proven.
-        held: Datagrams that wait for more credit, or for the proof. When there are `MAX_HELD`, further ones are
-            lost.
+        keeps: Datagrams that are held at most; further ones are lost.
+        held: Datagrams that wait for more credit, or for the proof.
     """
 
     proven: Address
     credit: int | None = None
+    keeps: int = MAX_HELD
     held: list[bytes] = attrs.field(factory=list, repr=False)
 
     def admit(self, datagram: bytes) -> bool:
@@ -302,12 +303,20 @@ class Path:
         if len(datagram) <= self.credit:
             self.credit -= len(datagram)
             return True
-        if len(self.held) < MAX_HELD:
+        if len(self.held) < self.keeps:
             self.held.append(datagram)
         return False
 
+    @classmethod
+    def unproven(cls, address: Address, size: int) -> Path:
+        """The path to an address that has sent so many bytes, and has shown nothing yet.
+
+        What may not leave during a handshake is lost: the flight is sent again when the client asks for it.
+        """
+        return cls(address, credit=AMPLIFICATION * size, keeps=0)
+
     def received(self, size: int) -> list[bytes]:
-        """An authentic datagram came from the present address; returns what of the held ones may leave now."""
+        """A datagram came from the present address; returns what of the held ones may leave now."""
         if self.credit is None:
             return []
         self.credit += AMPLIFICATION * size
@@ -323,6 +332,6 @@ class Path:
 
     def prove(self, address: Address) -> list[bytes]:
         """The present address has shown that it receives what is sent there; returns what was held."""
-        self.proven, self.credit = address, None
+        self.proven, self.credit, self.keeps = address, None, MAX_HELD
         held, self.held = self.held, []
         return held

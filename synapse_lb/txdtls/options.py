@@ -8,6 +8,8 @@ from typing import Any
 import attrs
 from attrs import validators
 
+from synapse_lb.txdtls.flights import DEFAULT_TIMEOUT
+
 DEFAULT_MTU = 1200
 """Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
 
@@ -30,6 +32,11 @@ class ServerOptions:
         max_associations: Established associations kept (65-80 KB each). A new one beyond that evicts the one
             that has been silent for longest, with close_notify.
         max_half_open: Unfinished handshakes kept; one more evicts the oldest.
+        cookie: When a client has to show with a cookie where it is, before a handshake begins: "always", or "auto":
+            unless the answer is short enough and the server has little to do (see `admission`).
+        max_unproven: Handshakes at most that have begun without a cookie.
+        unproven_per_second: Attempts to begin one, per second.
+        unproven_timeout: Seconds that one may take.
         cookie_lifetime: Seconds until the cookie secret changes; a cookie is good for one to two of them.
         move_trials_per_datagram: Associations that a datagram from an unknown address is tried against, to find
             out whether their client has moved there (see `movement`); about 3 microseconds each, so that one
@@ -46,6 +53,10 @@ class ServerOptions:
     idle_timeout: float = attrs.field(default=86400.0, validator=_positive)
     max_associations: int = attrs.field(default=5000, validator=_positive)
     max_half_open: int = attrs.field(default=500, validator=_positive)
+    cookie: str = attrs.field(default="auto", validator=validators.in_(("auto", "always")))
+    max_unproven: int = attrs.field(default=64, validator=validators.ge(0))
+    unproven_per_second: int = attrs.field(default=50, validator=_positive)
+    unproven_timeout: float = attrs.field(default=30.0, validator=_positive)
     cookie_lifetime: float = attrs.field(default=300.0, validator=_positive)
     move_trials_per_datagram: int = attrs.field(default=64, validator=validators.ge(0))
     move_trials_per_source: int = attrs.field(default=256, validator=_positive)
@@ -59,10 +70,19 @@ class ClientOptions:
     Attributes:
         mtu: Largest datagram sent, bytes of UDP payload.
         handshake_timeout: Seconds until `connect` gives up, over all addresses of the host.
+        retransmit_after: Seconds until a first hello is sent again: three times the round-trip time, if it is known
+            from an earlier association. At least 1.
+        hello_size: Bytes to which a hello that resumes nothing is padded, so that the server may answer it at once
+            with its certificate (see `admission`); 0 does not pad. The default is enough for a self-signed P-256
+            certificate of 430 bytes.
+        false_start: Whether messages may leave with the client's Finished, before the server's has come (RFC 7918).
     """
 
     mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
     handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
+    retransmit_after: float = attrs.field(default=DEFAULT_TIMEOUT, validator=_positive)
+    hello_size: int = attrs.field(default=232, validator=[validators.ge(0), validators.le(1000)])
+    false_start: bool = True
 
 
 @attrs.define
@@ -104,7 +124,8 @@ class ServerCounters(TrafficCounters):
         hellos_malformed: ClientHellos dropped: fragmented, cut short, or refused by OpenSSL.
         hellos_duplicate: Late copies of the ClientHello of an established association.
         datagrams_unknown: Records from addresses without an association; never answered.
-        handshakes_started: Handshakes with a proven address.
+        handshakes_started: Handshakes that began, with a cookie or without.
+        cookies_skipped: Of them, those that began without one.
         handshakes_completed: Of them, those that completed.
         handshakes_resumed: Of the completed ones, those that resumed a session.
         handshakes_failed: Ended by a fatal alert, sent or received.
@@ -127,6 +148,7 @@ class ServerCounters(TrafficCounters):
     hellos_duplicate: int = 0
     datagrams_unknown: int = 0
     handshakes_started: int = 0
+    cookies_skipped: int = 0
     handshakes_completed: int = 0
     handshakes_resumed: int = 0
     handshakes_failed: int = 0

@@ -25,10 +25,10 @@ from twisted.internet.error import MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls import records
+from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.context import ServerContext
-from synapse_lb.txdtls.cookies import CookieClaim, CookieJar
 from synapse_lb.txdtls.errors import (
     AssociationGone,
     AssociationLost,
@@ -40,13 +40,16 @@ from synapse_lb.txdtls.errors import (
     Replaced,
     ShutDown,
 )
-from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport, Timer
-from synapse_lb.txdtls.movement import Movement, sequence_to_try
+from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport
+from synapse_lb.txdtls.listening import HelloListener
+from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
+from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 
-_MINIMUM_DELAY = 0.001  # seconds; keeps a timer that OpenSSL calls due from spinning
-_MAX_HELLO_VERIFY_REQUEST = 4096
+FINISHED_WAITS = 0.1
+"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
+datagram with it."""
 
 
 class DTLSServerPort(DatagramProtocol):
@@ -75,10 +78,9 @@ class DTLSServerPort(DatagramProtocol):
         self._reactor = reactor
         self._table = AssociationTable()
         self._movement = Movement(self._options, self.counters)
-        self._jar = CookieJar(lifetime=self._options.cookie_lifetime)
-        self._context = context
-        self._listener: SSL.Connection | None = None
-        self._sweep_timer: Timer | None = None
+        self._admission = Admission(self._options)
+        self._listener = HelloListener(context, self._options)
+        self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
         self._stopped = False
 
     # -- what the owner calls
@@ -104,6 +106,7 @@ class DTLSServerPort(DatagramProtocol):
         entry = self._entry(association_id)
         entry.association.send(data)
         self.counters.messages_sent += 1
+        entry.sent_messages = True
         if not entry.busy:
             self._flush(entry)
 
@@ -120,8 +123,8 @@ class DTLSServerPort(DatagramProtocol):
         self._stopped = True
         for entry in self._table:
             self._end(entry, ShutDown("the port was shut down"), notify=True)
-        self._listener = None
-        self._arm_sweep()
+        self._listener.close()
+        self._sweeper.arm()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address.
@@ -163,8 +166,8 @@ class DTLSServerPort(DatagramProtocol):
 
         Sessions of the old context cannot be resumed: their clients fall back to a full handshake.
         """
-        self._context = context
-        self._listener = None
+        self._listener.replace_context(context)
+        self._admission.forget_flight()
 
     # -- what Twisted calls
 
@@ -195,45 +198,54 @@ class DTLSServerPort(DatagramProtocol):
             return
         handshake = self._table.handshake_at(address)
         if handshake is not None and handshake.client_random == hello.random:
-            self._feed(handshake, data, summary)
+            self._hello_repeated(handshake, len(data))
             return
         established = self._table.established_at(address)
         if established is not None and established.client_random == hello.random:
             self.counters.hellos_duplicate += 1
             return
-        self._listen(hello, address)
+        nobody = handshake is None and established is None
+        if not nobody or not self._begin_unproven(hello, len(data), address):
+            self._listen(hello, address)
+
+    def _hello_repeated(self, handshake: Entry, size: int) -> None:
+        unproven = self._admission.holds(handshake)
+        if unproven:
+            handshake.path.received(size)
+        handshake.association.hello_repeated(self._reactor.seconds(), proven=not unproven)
+        self._flush(handshake)
+        self._arm(handshake)
+
+    def _begin_unproven(self, hello: records.ClientHello, size: int, address: Address) -> bool:
+        """Begin a handshake without a cookie; returns False if a cookie is wanted."""
+        now = self._reactor.seconds()
+        if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
+            return False
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        if association is None:
+            return False
+        entry = Entry(self._table.next_id(), association, address, hello.random, now)
+        entry.path = Path.unproven(address, size)
+        self._table.add_handshake(entry)
+        self._admission.add(entry)
+        self.counters.handshakes_started += 1
+        self.counters.cookies_skipped += 1
+        self._flush(entry)
+        self._arm(entry)
+        self._sweeper.arm()
+        return True
 
     def _listen(self, hello: records.ClientHello, address: Address) -> None:
         """Answer with a cookie, or begin the handshake if the hello brings a good one."""
         now = self._reactor.seconds()
-        self._jar.rotate(now)
-        listener = self._listener or self._new_connection()
-        self._listener = listener
-        listener.set_app_data(CookieClaim(self._jar, address, hello.parameters))
-        binding.clear_errors()
-        listener.bio_write(hello.record)
-        try:
-            listener.DTLSv1_listen()
-        except SSL.WantReadError:
-            self._answer_hello(listener, address)
-            return
-        except SSL.Error:
-            self._listener = None  # not known to be usable any more
+        outcome = self._listener.listen(hello, address, now)
+        if outcome is None:
             self.counters.hellos_malformed += 1
-            return
-        finally:
-            binding.clear_errors()
-        self._listener = None
-        self._begin(listener, hello, address, now)
-
-    def _answer_hello(self, listener: SSL.Connection, address: Address) -> None:
-        try:
-            request = listener.bio_read(_MAX_HELLO_VERIFY_REQUEST)
-        except SSL.WantReadError:
-            self.counters.hellos_malformed += 1
-            return
-        self.counters.hello_verify_requests += 1
-        self._write(request, address)
+        elif isinstance(outcome, bytes):
+            self.counters.hello_verify_requests += 1
+            self._write(outcome, address)
+        else:
+            self._begin(outcome, hello, address, now)
 
     def _begin(
         self, connection: SSL.Connection, hello: records.ClientHello, address: Address, now: float
@@ -243,27 +255,23 @@ class DTLSServerPort(DatagramProtocol):
             self.counters.handshakes_superseded += 1
             self._drop(superseded)
         while self._table.handshakes >= self._options.max_half_open:
-            oldest = self._table.oldest_handshake()
+            oldest = self._admission.oldest or self._table.oldest_handshake()
             if oldest is None:
                 break
             self.counters.handshakes_evicted += 1
             self._drop(oldest)
-        # The listener numbers its records from 1, see `records.shift_unencrypted`.
-        shift = max(0, hello.record_sequence - 1)
         association = Association(
-            connection, mtu=self._options.mtu, received=hello.message_sequence, shift=shift
+            connection,
+            mtu=self._options.mtu,
+            client=False,
+            received=hello.message_sequence,
+            sequence=max(1, hello.record_sequence),  # the HelloVerifyRequest had 0; see `records.renumber`
         )
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         self._table.add_handshake(entry)
         self.counters.handshakes_started += 1
         self._apply(entry, association.start())
-        self._arm_sweep()
-
-    def _new_connection(self) -> SSL.Connection:
-        connection = SSL.Connection(self._context.ssl_context, None)
-        connection.set_accept_state()
-        connection.set_ciphertext_mtu(self._options.mtu)
-        return connection
+        self._sweeper.arm()
 
     # -- records
 
@@ -282,6 +290,8 @@ class DTLSServerPort(DatagramProtocol):
         """Feed a datagram to an association of its address; returns whether it brought anything."""
         if entry.association.gone:
             return False
+        if self._admission.holds(entry):
+            entry.path.received(len(data))
         progress = entry.association.receive(data, summary, self._reactor.seconds())
         self._movement.note(entry)
         taken = bool(progress.messages) or progress.established or progress.lost is not None
@@ -337,6 +347,10 @@ class DTLSServerPort(DatagramProtocol):
         if progress.lost is not None:
             self._failed(entry, progress.lost)
             return
+        if progress.established and entry.association.may_wait and not entry.sent_messages:
+            # A request came with the client's Finished: this side's shares a datagram with the answer.
+            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
+            return
         self._flush(entry)
         self._arm(entry)
 
@@ -345,6 +359,9 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.handshakes_completed += 1
         self.counters.handshakes_resumed += entry.association.resumed
         self._movement.add(entry)
+        if self._admission.holds(entry):
+            self._admission.remove(entry)
+            entry.path.prove(entry.address)
         if replaced is not None:
             self._movement.remove(replaced)
             self.counters.associations_replaced += 1
@@ -357,7 +374,7 @@ class DTLSServerPort(DatagramProtocol):
                 break
             self.counters.associations_evicted += 1
             self._end(silent, Evicted("too many associations; this one was silent for longest"), notify=True)
-        self._arm_sweep()
+        self._sweeper.arm()
         if not entry.association.gone:
             self._call(self._handler.association_established, entry.id)
 
@@ -391,63 +408,56 @@ class DTLSServerPort(DatagramProtocol):
     def _drop(self, entry: Entry) -> None:
         self._table.remove(entry)
         self._movement.remove(entry)
+        self._admission.remove(entry)
         if entry.timer is not None and entry.timer.active():
             entry.timer.cancel()
         entry.timer = None
         entry.association.release()
         if not self._table.handshakes and not self._table.established:
-            self._arm_sweep()
+            self._sweeper.arm()
 
     # -- timers
 
     def _arm(self, entry: Entry) -> None:
-        """Have OpenSSL's retransmission timer of this handshake called when it is due."""
+        """Have the flight of this handshake sent again when it is due."""
         if entry.timer is not None and entry.timer.active():
             entry.timer.cancel()
-        delay = entry.association.timeout()
+        due = entry.association.due
         entry.timer = None
-        if delay is not None:
-            entry.timer = self._reactor.callLater(max(delay, _MINIMUM_DELAY), self._timed_out, entry)
+        if due is not None:
+            delay = max(MINIMUM_DELAY, due - self._reactor.seconds())
+            entry.timer = self._reactor.callLater(delay, self._timed_out, entry)
 
     def _timed_out(self, entry: Entry) -> None:
         entry.timer = None
         if not entry.association.gone:
-            self._apply(entry, entry.association.handle_timeout())
-
-    def _arm_sweep(self) -> None:
-        """Keep one timer for the next handshake or idle timeout, and none when nothing can be due."""
-        due = [] if self._stopped else [moment for _, moment in self._deadlines()]
-        timer = self._sweep_timer
-        if timer is not None and timer.active():
-            if due and timer.getTime() <= min(due):
-                return
-            timer.cancel()
-        self._sweep_timer = None
-        if due:
-            delay = max(_MINIMUM_DELAY, min(due) - self._reactor.seconds())
-            self._sweep_timer = self._reactor.callLater(delay, self._sweep)
+            entry.association.handle_timeout(self._reactor.seconds())
+            self._flush(entry)
+            self._arm(entry)
 
     def _deadlines(self) -> list[tuple[Entry, float]]:
+        if self._stopped:
+            return []
         deadlines = []
         handshake, silent = self._table.oldest_handshake(), self._table.longest_silent()
         if handshake is not None:
             deadlines.append((handshake, handshake.since + self._options.handshake_timeout))
+        unproven, overdue = self._admission.oldest, self._admission.overdue
+        if unproven is not None and overdue is not None:
+            deadlines.append((unproven, overdue))
         if silent is not None:
             deadlines.append((silent, silent.since + self._options.idle_timeout))
         return deadlines
 
-    def _sweep(self) -> None:
-        self._sweep_timer = None
-        now = self._reactor.seconds()
-        while overdue := [entry for entry, moment in self._deadlines() if moment <= now]:
-            for entry in overdue:
-                if entry.association.established:
-                    self.counters.associations_idle += 1
-                    self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
-                else:
-                    self.counters.handshakes_timed_out += 1
-                    self._drop(entry)
-        self._arm_sweep()
+    def _overdue(self, entry: Entry) -> None:
+        if entry.association.gone:
+            return
+        if entry.association.established:
+            self.counters.associations_idle += 1
+            self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
+        else:
+            self.counters.handshakes_timed_out += 1
+            self._drop(entry)
 
     # -- below and above
 

@@ -7,6 +7,9 @@ against likely associations. OpenSSL could be asked: it drops a record with a wr
 undone. So the peer's key is derived here once more, and the record only checked: a wrong attempt leaves nothing
 behind, because the connection takes no part in it. OpenSSL still decides on the record in the end.
 
+The same keys protect the few records that OpenSSL cannot be brought to write: a Finished sent again, and what is sent
+before the handshake is complete (see `association`).
+
     key_block = PRF(master_secret, "key expansion", server_random + client_random)
               = client_write_key | server_write_key | client_write_IV | server_write_IV      (AEAD: no MAC keys)
 """
@@ -14,6 +17,7 @@ behind, because the connection takes no part in it. OpenSSL still decides on the
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +30,7 @@ from synapse_lb.txdtls.records import HEADER_SIZE
 
 _TAG_SIZE = 16
 _NONCE_SIZE = 12
+_VERSION = b"\xfe\xfd"
 
 
 @attrs.frozen
@@ -59,7 +64,7 @@ _SUITES: Final = {
 
 @attrs.frozen
 class RecordKeys:
-    """The keys under which a client protects its records in one association."""
+    """The keys under which one side protects its records in one association."""
 
     _aead: AESGCM | ChaCha20Poly1305 = attrs.field(repr=False)
     _iv: bytes = attrs.field(repr=False)
@@ -67,49 +72,80 @@ class RecordKeys:
 
     @classmethod
     def of_client(cls, connection: SSL.Connection) -> RecordKeys | None:
-        """Derive them.
+        """The keys under which the client protects its records; see `derive`."""
+        return cls.derive(connection, client=True)
+
+    @classmethod
+    def derive(cls, connection: SSL.Connection, *, client: bool) -> RecordKeys | None:
+        """Derive the keys of one direction.
 
         Args:
-            connection: Has completed its handshake, full or resumed, in either role.
+            connection: Has completed its handshake, full or resumed, in either role; or is so far that it has
+                written its Finished.
+            client: Whose records.
 
         Returns:
             The keys, or None for a cipher suite that is not known here.
         """
         name = connection.get_cipher_name() or ""
         suite = next((suite for ending, suite in _SUITES.items() if name.endswith(ending)), None)
-        master, server, client = (
-            connection.master_key(),
-            connection.server_random(),
-            connection.client_random(),
-        )
-        if suite is None or not master or not server or not client:
+        master = connection.master_key()
+        randoms = (connection.server_random() or b"") + (connection.client_random() or b"")
+        if suite is None or not master or not randoms:
             return None
         size = 2 * (suite.key_size + suite.iv_size)
-        block = _expand(master, b"key expansion" + server + client, size, suite.digest)
-        iv_at = 2 * suite.key_size
-        return cls(suite.aead(block[: suite.key_size]), block[iv_at : iv_at + suite.iv_size], suite.explicit)
+        block = _expand(master, b"key expansion" + randoms, size, suite.digest)
+        key_at = 0 if client else suite.key_size
+        iv_at = 2 * suite.key_size + (0 if client else suite.iv_size)
+        key = block[key_at : key_at + suite.key_size]
+        return cls(suite.aead(key), block[iv_at : iv_at + suite.iv_size], suite.explicit)
 
     def open(self, record: bytes) -> bool:
-        """Whether this is an authentic record of the client, new or seen before.
+        """Whether this is an authentic record, new or seen before.
 
         Args:
             record: One whole record of an epoch above 0.
         """
+        return self.unseal(record) is not None
+
+    def unseal(self, record: bytes) -> bytes | None:
+        """The plaintext of a record of an epoch above 0, or None if it is not authentic."""
         sequence = record[3:11]  # epoch and sequence number: the AEAD's seq_num in DTLS (RFC 6347 4.1.2.1)
         start = HEADER_SIZE + self._explicit
         length = len(record) - start - _TAG_SIZE
         if length < 0:
-            return False
-        if self._explicit:
-            nonce = self._iv + record[HEADER_SIZE:start]
-        else:
-            counter = int.from_bytes(self._iv, "big") ^ int.from_bytes(sequence, "big")
-            nonce = counter.to_bytes(_NONCE_SIZE, "big")
+            return None
+        nonce = self._nonce(sequence, record[HEADER_SIZE:start])
         try:
-            self._aead.decrypt(nonce, record[start:], sequence + record[:3] + length.to_bytes(2, "big"))
+            return self._aead.decrypt(
+                nonce, record[start:], sequence + record[:3] + length.to_bytes(2, "big")
+            )
         except InvalidTag:
-            return False
-        return True
+            return None
+
+    def seal(self, content_type: int, number: int, plaintext: bytes) -> bytes:
+        """Protect a record of epoch 1.
+
+        The caller sees to it that no two records of one number ever leave: the number is the nonce (RFC 7905), or
+        is meant to be as good as one (RFC 5288 section 3: here the sent part of the nonce is random).
+
+        Args:
+            content_type: Of the record.
+            number: Its sequence number.
+            plaintext: What it says.
+        """
+        sequence = b"\0\1" + number.to_bytes(6, "big")
+        start = bytes([content_type]) + _VERSION
+        explicit = secrets.token_bytes(self._explicit)
+        associated = sequence + start + len(plaintext).to_bytes(2, "big")
+        sealed = explicit + self._aead.encrypt(self._nonce(sequence, explicit), plaintext, associated)
+        return start + sequence + len(sealed).to_bytes(2, "big") + sealed
+
+    def _nonce(self, sequence: bytes, explicit: bytes) -> bytes:
+        if self._explicit:
+            return self._iv + explicit
+        counter = int.from_bytes(self._iv, "big") ^ int.from_bytes(sequence, "big")
+        return counter.to_bytes(_NONCE_SIZE, "big")
 
 
 def _expand(secret: bytes, seed: bytes, size: int, digest: str) -> bytes:

@@ -32,7 +32,8 @@ class Entry:
         address: Host and port of the client.
         client_random: Random of its ClientHello; a copy of that hello starts no second handshake.
         since: Monotonic seconds: begin of the handshake, then time of the last authentic record.
-        timer: OpenSSL's retransmission timer while the handshake runs.
+        timer: When the flight is sent again while the handshake runs, or leaves at the latest.
+        sent_messages: Whether it was given a message to send.
         busy: Its events are being delivered; what it sends leaves afterwards.
         path: What may be sent to that address.
     """
@@ -43,6 +44,7 @@ class Entry:
     client_random: bytes = attrs.field(repr=False)
     since: float
     timer: Timer | None = None
+    sent_messages: bool = False
     busy: bool = False
     path: Path = attrs.field(default=attrs.Factory(lambda entry: Path(entry.address), takes_self=True))
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import ssl
@@ -16,16 +17,17 @@ from synapse_lb.cli.https_meter import HttpsMeter, MeterError, Wire, read_wire, 
 from synapse_lb.txdtls.certificates import generate_self_signed
 
 
-class OneConnection:
-    """An HTTPS server for one connection, which measures its own end of it."""
+class Server:
+    """An HTTPS server for one connection after another, which measures its own end of the last."""
 
-    def __init__(self, folder: Path, answers: list[bytes]) -> None:
+    def __init__(self, folder: Path, answers: list[bytes], connections: int = 1) -> None:
         certificate, key = generate_self_signed(["localhost", "127.0.0.1"])
         self.certificate = folder / "server.pem"
         self.certificate.write_bytes(certificate + key)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self.certificate)
         self._answers = answers
+        self._connections = connections
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.requests: list[bytes] = []
@@ -47,6 +49,10 @@ class OneConnection:
         self._thread.join(10)
 
     def _serve(self) -> None:
+        for number in range(self._connections):
+            self._serve_one(last=number == self._connections - 1)
+
+    def _serve_one(self, *, last: bool) -> None:
         plain, _ = self._listener.accept()
         with self._context.wrap_socket(plain, server_side=True) as connection:
             for answer in self._answers:
@@ -55,8 +61,9 @@ class OneConnection:
                     request += connection.recv(65536)
                 self.requests.append(request)
                 connection.sendall(answer)
-            self._measure.wait(10)
-            self.wire = read_wire(connection)
+            if last:
+                self._measure.wait(10)
+                self.wire = read_wire(connection)
 
 
 def answer(body: bytes) -> bytes:
@@ -69,8 +76,8 @@ class MeterTests(SynchronousTestCase):
         self.folder = Path(self.mktemp())
         self.folder.mkdir()
 
-    def server(self, answers: list[bytes]) -> OneConnection:
-        server = OneConnection(self.folder, answers)
+    def server(self, answers: list[bytes], connections: int = 1) -> Server:
+        server = Server(self.folder, answers, connections)
         self.addCleanup(server.close)
         return server
 
@@ -112,6 +119,36 @@ class MeterTests(SynchronousTestCase):
         self.assertIn("Authorization: Bearer token", lines)
         self.assertIn("Content-Length: 15", lines)
         self.assertEqual(body, b'{"k":"v","n":1}')
+
+    def test_compressed(self) -> None:
+        """gzip is asked for only by a meter that wants it; what comes back is decompressed."""
+        body = gzip.compress(b'{"x": 1}')
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+        server = self.server([head + body])
+        with HttpsMeter("127.0.0.1", server.port, server.certificate, compressed=True) as meter:
+            self.assertEqual(meter.request("GET", "/").body, {"x": 1})
+        self.assertIn(b"\r\nAccept-Encoding: gzip\r\n", server.requests[0])
+
+    def test_not_compressed(self) -> None:
+        """By default nothing is said of compression."""
+        server = self.server([answer(b"{}")])
+        with HttpsMeter("127.0.0.1", server.port, server.certificate) as meter:
+            meter.request("GET", "/")
+        self.assertNotIn(b"Accept-Encoding", server.requests[0])
+
+    def test_resumption(self) -> None:
+        """A session is resumed by a further connection, whose handshake takes less, and is counted by itself."""
+        server = self.server([answer(b"{}")], connections=2)
+        with HttpsMeter("127.0.0.1", server.port, server.certificate) as meter:
+            first = meter.connect()
+            meter.request("GET", "/")
+            session = meter.session
+            self.assertFalse(meter.resumed)
+            meter.close()
+            second = meter.connect(session)
+            self.assertTrue(meter.resumed)
+            self.assertEqual(meter.request("GET", "/").body, {})
+        self.assertLess(second.bytes, first.bytes)
 
     def test_nobody_there(self) -> None:
         server = self.server([])

@@ -141,7 +141,7 @@ class ReconnectTests(LoopbackTestCase):
     async def test_resumption_by_another_client(self) -> None:
         server = self.start_server()
         first = self.make_client(server)
-        await first.connect()
+        await first.request("GET", PATH)
         session = first.session
         await first.close()
         second = self.make_client(server, session=session)

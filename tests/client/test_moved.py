@@ -39,6 +39,8 @@ class MovedTests(LoopbackTestCase):
 
     async def asked(self, client: LowBandwidthClient) -> Deferred[MatrixResponse]:
         """A request that the server works on and has acknowledged, so that its answer will be a separate one."""
+        await client.connect()
+        await until(lambda: client.session)  # the handshake is complete
         pending = client.request("GET", WAIT, token="t")
         await until(lambda: self.dispatcher.waiting)
         before = client.counters.datagrams_received

@@ -184,4 +184,7 @@ def dtls_records(data: bytes) -> None:
         assert len(hello.random) == 32
         repr(hello)
     for record in whole:
-        assert records.shift_unencrypted(records.shift_unencrypted(record, 5), -5) == record
+        number = int.from_bytes(record[5:11], "big")
+        assert records.renumber(records.renumber(record, number + 5), number) == record
+    merged = records.merge_handshakes(whole, 1200)
+    assert sum(map(len, merged)) == sum(map(len, whole)) - records.HEADER_SIZE * (len(whole) - len(merged))

@@ -182,6 +182,8 @@ class MistakeTests(SynchronousTestCase):
         for options, where, text in (
             ({"mtu": 100}, "mtu", "256"),
             ({"mtu": "big"}, "mtu", "must be an integer"),
+            ({"cookie": "never"}, "cookie", "auto"),
+            ({"cookie": True}, "cookie", "must be a text"),
             ({"idle_timeout": 0}, "idle_timeout", "idle_timeout"),
             ({"idle_timeout": "soon"}, "idle_timeout", "must be a number of seconds"),
             ({"idle_timeout": float("nan")}, "idle_timeout", "must be a number of seconds"),

@@ -107,8 +107,10 @@ class BadRecordTests(NetworkTestCase):
         with self.assertRaises(SSL.WantReadError):
             association.connection.do_handshake()
         started = self.server.counters.handshakes_started
-        [hello] = client.write(association)
+        hello = association.connection.bio_read(2000)
         self.assertEqual(hello[3:5], b"\0\1", "a new hello under the old keys")
+        self.network.carry(client.address, SERVER, hello)
+        self.network.advance(0.01)
         self.assertEqual([(data[0], data[3:5]) for data in client.inbox], [(records.ALERT, b"\0\1")])
         self.assertEqual(self.server.counters.handshakes_started, started)
         self.assertEqual(self.handler.lost, [])

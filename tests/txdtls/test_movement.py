@@ -51,7 +51,7 @@ class MovementTestCase(SynchronousTestCase):
         self.entries: list[Entry] = []
         self.make()
 
-    def make(self, **options: int) -> None:
+    def make(self, **options: Any) -> None:
         """Begin with an empty index."""
         self.counters = ServerCounters()
         self.options = ServerOptions(**options)

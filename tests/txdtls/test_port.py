@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from typing import Any
 
@@ -47,10 +46,13 @@ class MessageTests(NetworkTestCase):
         association = client.new_association()
         client.write(association)
         client.read(association)
-        client.write(association)
+        [hello] = client.write(association)
         client.inbox.clear()  # the server's flight is lost
-        time.sleep(1.05)  # OpenSSL's timer runs by the real clock
         self.network.advance(1.1)
+        self.network.carry(client.address, SERVER, hello)
+        self.network.advance(0.1)
+        self.assertTrue(client.inbox)
+        client.read(association)
         client.shake_hands(association)
         self.assertEqual(self.handler.up, [1])
         self.assertIsNone(self.server.rtt(1))
@@ -241,10 +243,11 @@ class ComeBackTests(NetworkTestCase):
         for _ in range(10):
             self.server.datagramReceived(client_hello(), address)
         self.assertEqual((self.server.associations, self.server.handshakes), (1, 0))
-        self.assertEqual(self.server.counters.hello_verify_requests, 11)
+        self.assertEqual(self.server.counters.hello_verify_requests, 10)
         self.assert_echo(association)
 
     def test_a_late_copy_of_the_first_hellos_starts_nothing(self) -> None:
+        self.server = self.serve(ServerOptions(cookie="always"))
         association = self.connect()
         address = self.network.sent[0][0]
         for hello in self.to_server()[:2]:

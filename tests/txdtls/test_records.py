@@ -70,14 +70,34 @@ class SplitAndPackTests(SynchronousTestCase):
         whole = record(23, b"abc")
         self.assertEqual(records.split_records(whole + whole[:-1]), [whole])
 
-    def test_only_epoch_0_is_renumbered(self) -> None:
+    def test_renumbering(self) -> None:
+        self.assertEqual(records.renumber(record(22, b"x", sequence=1), 5), record(22, b"x", sequence=5))
+        self.assertEqual(records.renumber(record(22, b"x"), 2**48 + 1), record(22, b"x", sequence=1))
+
+    def test_handshake_messages_share_a_record_up_to_a_limit(self) -> None:
+        first, second, third = (record(22, bytes([n]) * 30, sequence=n) for n in (1, 2, 3))
+        whole = record(22, first[13:] + second[13:] + third[13:], sequence=1)
+        self.assertEqual(records.merge_handshakes([first, second, third], 103), [whole])
         self.assertEqual(
-            records.shift_unencrypted(record(22, b"x", sequence=1), 4), record(22, b"x", sequence=5)
+            records.merge_handshakes([first, second, third], 102),
+            [record(22, first[13:] + second[13:], sequence=1), third],
         )
-        encrypted = record(22, b"x", epoch=1, sequence=1)
-        self.assertEqual(records.shift_unencrypted(encrypted, 4), encrypted)
-        wrapped = records.shift_unencrypted(record(22, b"x", sequence=2**48 - 1), 1)
-        self.assertEqual(wrapped, record(22, b"x", sequence=0))
+
+    def test_nothing_else_shares_a_record(self) -> None:
+        flight = [
+            record(22, b"a" * 20),
+            record(20, b"\1", sequence=1),
+            record(22, b"b" * 20, epoch=1),
+            record(22, b"c" * 20, epoch=1, sequence=1),
+            record(21, b"dd", sequence=2),
+        ]
+        self.assertEqual(records.merge_handshakes(flight, 1200), flight)
+
+    def test_several_messages_share_a_datagram_with_those_who_read_them(self) -> None:
+        messages = [record(23, bytes(50), epoch=1, sequence=n) for n in range(4)]
+        for several, sizes in ((False, [63, 63, 63, 63]), (True, [189, 63])):
+            datagrams = records.pack_records(messages, 200, join_application=True, several=several)
+            self.assertEqual([len(one) for one in datagrams], sizes)
 
 
 class InspectTests(SynchronousTestCase):
@@ -100,6 +120,7 @@ class InspectTests(SynchronousTestCase):
                 shortest_encrypted=40,
                 message_sequence=2,
                 client_hello=False,
+                hello_verify_request=False,
                 size=len(flight),
             ),
         )

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""How a throw-away homeserver's process is started, and how it says that it is ready (sd_notify(3))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
+# PR_SET_PDEATHSIG = 1; kept over execve) and becomes Synapse. Elsewhere the request fails and is ignored.
+LAUNCHER = """
+import os, sys
+if sys.argv[1] == "die-with-parent":
+    try:
+        import ctypes
+        ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
+    except (OSError, AttributeError):
+        pass
+os.execv(sys.executable, [sys.executable, "-m", "synapse.app.homeserver", *sys.argv[2:]])
+"""
+
+
+@contextlib.contextmanager
+def notify_socket() -> Iterator[tuple[socket.socket, str]]:
+    """A socket as sd_notify(3) wants it, in a folder of its own, for its path must be short."""
+    with tempfile.TemporaryDirectory(prefix="slb-") as folder:
+        path = f"{folder}/notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(path)
+            yield notify, path
+
+
+def environment_of(notify_path: str) -> dict[str, str]:
+    """The environment of the process: this very synapse_lb must be importable, installed or not."""
+    environment = {**os.environ, "NOTIFY_SOCKET": notify_path}
+    root = Path(__file__).resolve().parents[2]
+    if root.name not in ("site-packages", "dist-packages"):
+        inherited = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{inherited}" if inherited else str(root)
+    return environment

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""Handshakes without a cookie: no amplifier, bounded, and nobody else loses anything by them (RFC 9000 8.1)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synapse_lb.txdtls.admission import PER_SOURCE
+from synapse_lb.txdtls.options import ClientOptions, ServerOptions
+from tests.txdtls.support import SERVER, NetworkTestCase
+
+SMALL = ClientOptions(hello_size=0)
+
+
+class HelloTestCase(NetworkTestCase):
+    """Hellos of real clients that go nowhere, to be sent from any address."""
+
+    def hello(self, options: ClientOptions | None = None, session: bytes | None = None) -> bytes:
+        """The first datagram of a client."""
+        self.network.close(SERVER)
+        deferred = self.start(options=options, session=session)
+        deferred.addErrback(lambda failure: None)
+        hello = self.network.sent[-1][2]
+        deferred.cancel()
+        self.network.advance(0.01)
+        self.network.sent.clear()
+        return hello
+
+    def bytes_to(self) -> Counter[tuple[str, int]]:
+        """Bytes that the server sent, by address."""
+        return Counter(
+            {
+                to: sum(len(data) for _, one, data in self.network.sent if one == to)
+                for _, to, _ in self.network.sent
+            }
+        )
+
+
+class AmplificationTests(HelloTestCase):
+    """An address that has shown nothing gets at most three times what came from there."""
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        steps=st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0, 5.0, 29.0])),
+            max_size=30,
+        ),
+        seed=st.integers(0, 2**16),
+    )
+    def test_in_every_interleaving(self, steps: list[tuple[int, int, float]], seed: int) -> None:
+        drawn = random.Random(seed)
+        hellos = self.hellos
+        self.server = self.serve(ServerOptions(unproven_per_second=1000))
+        self.network.sent.clear()
+        received: Counter[tuple[str, int]] = Counter()
+        for who, what, wait in steps:
+            address = (f"192.0.2.{who}", 4000)
+            data = hellos[what] if what < 3 else drawn.randbytes(drawn.randrange(1, 300))
+            if drawn.random() < 0.2:
+                data += drawn.randbytes(drawn.randrange(60))
+            received[address] += len(data)
+            self.server.datagramReceived(data, address)
+            self.network.advance(wait)
+            for to, sent in self.bytes_to().items():
+                self.assertLessEqual(sent, 3 * received[to])
+        self.assertLessEqual(self.server.handshakes, 4)
+        self.server.shutdown()
+
+    def setUp(self) -> None:
+        super().setUp()
+        session = self.connect().session
+        assert session is not None
+        self.hellos = [self.hello(SMALL), self.hello(), self.hello(session=session)]
+
+    def test_the_flight_is_sent_again_only_as_often_as_the_client_pays_for_it(self) -> None:
+        self.server = self.serve()
+        address = ("192.0.2.1", 4000)
+        counts = []
+        for _ in range(6):
+            self.server.datagramReceived(self.hellos[1], address)
+            self.network.advance(4.0)
+            counts.append(len(self.from_server()))
+        # the first copy after 4 s may come from a client whose link is slow; a second one is believed
+        self.assertEqual(counts, [1, 1, 2, 2, 3, 3])
+        self.network.advance(25.0)
+        self.assertEqual((len(self.from_server()), self.server.handshakes), (3, 0))
+        self.assertEqual(self.server.counters.handshakes_timed_out, 1)
+
+
+class BoundTests(HelloTestCase):
+    """What somebody with made-up addresses can have the server hold."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.padded = self.hello()
+
+    def flood(self, count: int, source: str = "192.0.{}.{}") -> None:
+        for number in range(count):
+            self.server.datagramReceived(self.padded, (source.format(number // 250, number % 250), 4000))
+
+    def test_there_is_a_limit_and_then_cookies(self) -> None:
+        self.server = self.serve(ServerOptions(max_unproven=10, unproven_per_second=1000))
+        self.flood(2000)
+        counters = self.server.counters
+        self.assertEqual((self.server.handshakes, counters.cookies_skipped), (10, 10))
+        self.assertEqual((counters.hello_verify_requests, counters.handshakes_evicted), (1990, 0))
+        self.network.advance(30.1)
+        self.assertEqual((self.server.handshakes, self.network.getDelayedCalls()), (0, []))
+        self.flood(1)
+        self.assertEqual(self.server.handshakes, 1, "they are welcome again")
+
+    def test_attempts_per_second(self) -> None:
+        self.server = self.serve(ServerOptions(max_unproven=1000, max_half_open=5000, unproven_per_second=7))
+        self.flood(100)
+        self.assertEqual(self.server.handshakes, 7)
+
+    def test_one_source(self) -> None:
+        self.server = self.serve(ServerOptions(unproven_per_second=1000))
+        for port in range(100):
+            self.server.datagramReceived(self.padded, ("192.0.2.1", 1024 + port))
+            self.server.datagramReceived(self.padded, (f"2001:db8::{port}", 4000))
+        self.assertEqual(self.server.handshakes, 2 * PER_SOURCE)
+
+    def test_when_half_of_the_room_is_taken_everybody_gets_a_cookie(self) -> None:
+        self.server = self.serve(ServerOptions(max_half_open=6))
+        self.flood(20)
+        self.assertEqual(self.server.handshakes, 3)
+
+    def test_always(self) -> None:
+        self.server = self.serve(ServerOptions(cookie="always"))
+        self.flood(20)
+        self.assertEqual((self.server.handshakes, self.server.counters.hello_verify_requests), (0, 20))
+
+    def test_clients_get_in_and_stay_during_a_flood(self) -> None:
+        self.server = self.serve(ServerOptions(max_half_open=4, max_associations=2))
+        there = self.connect()
+        self.flood(500)
+        came = self.connect()
+        self.assertEqual(self.server.counters.hello_verify_requests, 499)
+        self.flood(500)
+        for association in (there, came):
+            self.assert_echo(association)
+        self.assertEqual(self.server.counters.associations_evicted, 0)
+
+    def test_a_proven_handshake_takes_the_place_of_an_unproven_one(self) -> None:
+        self.server = self.serve(ServerOptions(max_half_open=2))
+        proven = self.raw_client()
+        first = proven.new_association()
+        self.flood(1)
+        proven.write(first)
+        proven.read(first)
+        proven.write(first)
+        self.assertEqual((self.server.handshakes, self.server.counters.handshakes_evicted), (2, 0))
+        another = self.raw_client()
+        second = another.new_association()
+        another.shake_hands(second)
+        proven.shake_hands(first)
+        self.assertEqual((first.established, second.established), (True, True))
+        self.assertEqual(self.server.counters.handshakes_evicted, 1)
+
+    def test_an_unproven_hello_replaces_nobody(self) -> None:
+        self.server = self.serve()
+        client = self.raw_client()
+        association = client.new_association()
+        client.write(association)
+        client.read(association)
+        client.write(association)
+        for _ in range(3):
+            self.server.datagramReceived(self.padded, client.address)
+        self.assertEqual(self.server.counters.handshakes_superseded, 0)
+        client.inbox = client.inbox[:1]
+        client.shake_hands(association)
+        self.assertTrue(association.established)
+
+    def test_a_hello_that_is_too_short_gets_a_cookie_and_costs_no_second_signature(self) -> None:
+        self.server = self.serve()
+        small = self.hello(SMALL)
+        self.server = self.serve()
+        for port in range(3):
+            self.server.datagramReceived(small, ("192.0.2.1", 4000 + port))
+        self.assertEqual((self.server.handshakes, self.server.counters.hello_verify_requests), (0, 3))
+        self.assertEqual(self.connect(options=SMALL).connected, True)
