@@ -154,6 +154,11 @@ class Endpoint:
         """
         self._core.tend(self._responder.respond(exchange, response, now), now)
 
+    def is_delivering(self, exchange: int) -> bool:
+        """Whether a response is on its way whose outcome will be told: `ResponseUndelivered`, or, if it asked for
+        that, `ResponseDelivered`."""
+        return self._responder.is_delivering(exchange)
+
     def notify(self, exchange: int, response: CoapResponse, now: float) -> None:
         """Send a notification, with a body of any size; the outcome is `NotificationDelivered` or
         `NotificationFailed` (RFC 7641 section 4).

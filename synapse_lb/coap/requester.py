@@ -229,7 +229,9 @@ class Requester:
         self._counters.blocks_sent += transfer.uploads_blocks
         own, last = exchange.own_token, not transfer.answered_at_once
         exchange.token = (
-            own if last and own is not None and own not in state.requesting else state.take_token()
+            own
+            if last and own is not None and own not in state.requesting
+            else state.take_token(now, tuning.exchange_lifetime)
         )
         state.requesting[exchange.token] = exchange
         if exchange.confirmable:
@@ -442,6 +444,7 @@ class Requester:
             state.pings -= 1
         elif state.requesting.get(exchange.token) is exchange:
             del state.requesting[exchange.token]
+            state.rest_token(exchange.token, now, self._core.tuning.exchange_lifetime)
         self._core.forget(exchange)
         if exchange.observation is not None:
             self.observations.close(exchange, exchange.observation, now, reject=reject)
