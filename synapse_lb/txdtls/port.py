@@ -154,19 +154,11 @@ class DTLSServerPort(DatagramProtocol):
         return self._entry(association_id).association.max_message_size
 
     def rtt(self, association_id: int) -> float | None:
-        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Round-trip time in seconds as the handshake showed it; `AssociationGone` as of `max_message_size`."""
         return self._entry(association_id).association.rtt
 
     def longest_rtt(self, association_id: int) -> float | None:
-        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Seconds that no round trip exceeds, where `rtt` is None because flights were repeated; likewise."""
         return self._entry(association_id).association.longest_rtt
 
     def replace_context(self, context: ServerContext) -> None:
