@@ -39,7 +39,9 @@ from synapse_lb.txdtls.options import ClientCounters, ClientOptions
 
 _log = Logger()
 _ids = itertools.count(1)
-_PATIENCE = 2  # how often a hello that offers nothing but a resumption is due before a full one is tried
+_PATIENCE = (
+    3  # how often a hello that offers nothing but a resumption is due again, until a full one is tried
+)
 _MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 
 
@@ -76,7 +78,6 @@ class ClientProtocol(DatagramProtocol):
         self.association_id = next(_ids)
         self.counters = counters
         self.peer = peer
-        self.session: bytes | None = None
         self.certificate_sha256 = ""
         self.cipher = ""
         self.over = False
@@ -89,6 +90,7 @@ class ClientProtocol(DatagramProtocol):
         self._false_start = options.false_start
         self._retransmit_after = options.retransmit_after
         self._reported = False
+        self._secret: bytes | None = None
         self._busy = False
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
@@ -162,6 +164,14 @@ class ClientProtocol(DatagramProtocol):
             self._fail(NetworkUnreachable(f"nobody listens on {format_address(self.peer)}"))
 
     # -- what ClientAssociation calls
+
+    @property
+    def session(self) -> bytes | None:
+        """See `ClientAssociation.session`."""
+        if self._secret is None:
+            return None
+        association = self.association
+        return KnownSession(self._secret, association.cookie_wanted, association.peer_packs).serialise()
 
     def send(self, data: bytes) -> None:
         """See `ClientAssociation.send`."""
@@ -243,13 +253,19 @@ class ClientProtocol(DatagramProtocol):
         """The server does not take up the resumption: offer everything.
 
         It has forgotten the session, or it wants a cookie now. Whoever forges the one or the other delays the
-        handshake, which he can do anyway.
+        handshake, which he can do anyway. It goes on from another port, so that no late answer to the former hello
+        is taken for one to this hello.
         """
         self._resumption_only = False
-        failed, before = not self.association.cookie_wanted, self.association
-        if failed:
+        before = self.association
+        if not before.cookie_wanted:
             self._flush()  # the alert that says so: the server need not wait any longer
         if self.over:
+            return
+        try:
+            self.rebind()
+        except NetworkUnreachable as error:
+            self._fail(error)
             return
         timeout = self._retransmit_after if before.rtt is None else 3 * before.rtt
         before.release()
@@ -273,7 +289,7 @@ class ClientProtocol(DatagramProtocol):
             self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
         self.cipher = connection.get_cipher_name() or ""
         if self.association.established:
-            self.session = self._known_session()
+            self._secret = binding.export_session(connection)
         self._reported = True
         self._call(self._handler.association_established, self.association_id)
         if not self.over:
@@ -281,18 +297,11 @@ class ClientProtocol(DatagramProtocol):
 
     def _on_complete(self) -> None:
         """The server has proven that it saw the same handshake."""
-        self.session = self.session or self._known_session()
+        self._secret = self._secret or binding.export_session(self.association.connection)
         self._resumption_only = False
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._deadline = None
-
-    def _known_session(self) -> bytes | None:
-        association = self.association
-        secret = binding.export_session(association.connection)
-        if secret is None:
-            return None
-        return KnownSession(secret, association.cookie_wanted, association.peer_packs).serialise()
 
     def _lost(self, reason: DTLSError) -> None:
         if isinstance(reason, AssociationLost):

@@ -3,10 +3,10 @@
 
 - **A new session**: all that the client accepts, padded to a third of the server's answer (`admission`).
 - **A session to be resumed**, by a server that has answered without a cookie before: nothing but what the session
-  uses. OpenSSL leaves out the curves and their formats where a client names no curve. That saves 32 of 150 bytes, and no
-  full handshake can come of it. A server that has forgotten the session answers with an alert, or with a cookie, because
-  its certificate is too long an answer to such a hello: then the client begins anew with all that it accepts
-  (`client_protocol`).
+  uses. OpenSSL leaves out the curves and their formats where a client names no curve. That saves 32 of 150 bytes,
+  and no full handshake can come of it. A server that has forgotten the session answers with an alert, or with a
+  cookie, because its certificate is too long an answer to such a hello: then the client begins anew with all that
+  it accepts (`client_protocol`).
 - **A session to be resumed**, by any other server: all that the client accepts, so that a full handshake can follow.
 """
 

@@ -120,7 +120,7 @@ class FirstBytesTests(TestCase):
         self.serve("auto")
         first = self.send("first, no cookie")
         self.assert_at_most(first, 4, 1474)
-        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 757)
+        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 725)
 
     def test_with_a_cookie(self) -> None:
         self.serve("always")
