@@ -221,7 +221,7 @@ class DTLSServerPort(DatagramProtocol):
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
-        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
         if association is None:
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)

@@ -295,10 +295,18 @@ class KnownSessionTests(HelloTestCase):
             self.assertEqual(len(self.hellos()), 1)
             self.network.advance(0.1)
 
+    def ask(self, association: ClientAssociation) -> ClientAssociation:
+        association.send(b"x")
+        return association
+
     def test_whether_the_server_packs(self) -> None:
-        self.handler.reaction = lambda one, data: [self.server.send(one, text) for text in (b"a", b"b")]  # type: ignore[func-returns-value]
+        def answer_twice(one: int, _: bytes) -> None:
+            for text in (b"a", b"b"):
+                self.server.send(one, text)
+
+        self.handler.reaction = answer_twice
         deferred = self.start()
-        deferred.addCallback(lambda one: one.send(b"x") or one)
+        deferred.addCallback(self.ask)
         self.network.advance(0.2)
         association = self.successResultOf(deferred)
         self.assertEqual(self.client_handler.texts, [b"a", b"b"])
