@@ -36,6 +36,7 @@ from synapse_lb.txdtls.errors import (
 from synapse_lb.txdtls.hellos import Hellos, KnownSession
 from synapse_lb.txdtls.interfaces import AssociationHandler, ClientReactor, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
+from synapse_lb.txdtls.turns import EndOfTurn
 
 _log = Logger()
 _ids = itertools.count(1)
@@ -91,6 +92,7 @@ class ClientProtocol(DatagramProtocol):
         self._retransmit_after = options.retransmit_after
         self._reported = False
         self._secret: bytes | None = None
+        self._later = EndOfTurn(reactor, ClientProtocol._flush)
         self._busy = False
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
@@ -179,7 +181,11 @@ class ClientProtocol(DatagramProtocol):
             raise AssociationGone("the association is over")
         self.association.send(data)
         self.counters.messages_sent += 1
-        if not self._busy:
+        if self._busy:
+            return
+        if self.association.peer_packs:
+            self._later.add(self)
+        else:
             self._flush()
 
     def end(self, reason: AssociationLost, *, notify: bool) -> Deferred[None]:
@@ -187,6 +193,7 @@ class ClientProtocol(DatagramProtocol):
         if not self.over:
             if notify:
                 self.association.notify_close()
+            if notify or isinstance(reason, LocallyClosed):
                 self._flush()
             self._stop()
             self._call(self._handler.association_lost, self.association_id, reason)
@@ -324,6 +331,7 @@ class ClientProtocol(DatagramProtocol):
             if timer is not None and timer.active():
                 timer.cancel()
         self._timer = self._deadline = None
+        self._later.cancel()
         self.association.release()
         self._close_socket(self._socket)
 
