@@ -46,6 +46,7 @@ from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
+from synapse_lb.txdtls.turns import EndOfTurn
 
 FINISHED_WAITS = 0.1
 """Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
@@ -81,6 +82,7 @@ class DTLSServerPort(DatagramProtocol):
         self._admission = Admission(self._options)
         self._listener = HelloListener(context, self._options)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
+        self._later = EndOfTurn(reactor, self._flush)
         self._stopped = False
 
     # -- what the owner calls
@@ -96,7 +98,7 @@ class DTLSServerPort(DatagramProtocol):
         return self._table.handshakes
 
     def send(self, association_id: int, data: bytes) -> None:
-        """Send one message in one datagram.
+        """Send one message, at the end of the turn if it may share a datagram with others.
 
         Raises:
             MessageTooLarge: It does not fit into one datagram.
@@ -108,7 +110,7 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.messages_sent += 1
         entry.sent_messages = True
         if not entry.busy:
-            self._flush(entry)
+            self._later.add(entry) if entry.association.peer_packs else self._flush(entry)
 
     def close(self, association_id: int) -> None:
         """Close with close_notify; nothing happens if there is no such association."""
@@ -125,6 +127,7 @@ class DTLSServerPort(DatagramProtocol):
             self._end(entry, ShutDown("the port was shut down"), notify=True)
         self._listener.close()
         self._sweeper.arm()
+        self._later.cancel()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address.
@@ -229,7 +232,7 @@ class DTLSServerPort(DatagramProtocol):
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
-        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
         if association is None:
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
