@@ -92,7 +92,7 @@ class ClientProtocol(DatagramProtocol):
         self._retransmit_after = options.retransmit_after
         self._reported = False
         self._secret: bytes | None = None
-        self._later = EndOfTurn(reactor, ClientProtocol._flush)
+        self._turn = EndOfTurn(reactor, ClientProtocol._flush)
         self._busy = False
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
@@ -181,12 +181,8 @@ class ClientProtocol(DatagramProtocol):
             raise AssociationGone("the association is over")
         self.association.send(data)
         self.counters.messages_sent += 1
-        if self._busy:
-            return
-        if self.association.peer_packs:
-            self._later.add(self)
-        else:
-            self._flush()
+        if not self._busy:
+            self._turn.flush(self, wait=self.association.peer_packs)
 
     def end(self, reason: AssociationLost, *, notify: bool) -> Deferred[None]:
         """Stop everything and tell the handler."""
@@ -331,7 +327,7 @@ class ClientProtocol(DatagramProtocol):
             if timer is not None and timer.active():
                 timer.cancel()
         self._timer = self._deadline = None
-        self._later.cancel()
+        self._turn.cancel()
         self.association.release()
         self._close_socket(self._socket)
 

@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class EndOfTurn(Generic[T]):
-    """Calls a function once for each object that was added in a turn, in the order in which they were.
+    """Flushes objects now, or once at the end of the turn, in the order in which they came.
 
     Args:
         reactor: For the one timer.
-        flush: Called at the end of the turn.
+        flush: Called with an object.
     """
 
     def __init__(self, reactor: Clock, flush: Callable[[T], None]) -> None:
@@ -30,8 +30,11 @@ class EndOfTurn(Generic[T]):
         self._waiting: dict[T, None] = {}
         self._timer: Timer | None = None
 
-    def add(self, one: T) -> None:
-        """Flush this one at the end of the turn."""
+    def flush(self, one: T, *, wait: bool) -> None:
+        """Flush this one, now or at the end of the turn."""
+        if not wait:
+            self._flush(one)
+            return
         self._waiting[one] = None
         if self._timer is None:
             self._timer = self._reactor.callLater(0, self._end)
