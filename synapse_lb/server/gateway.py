@@ -87,6 +87,9 @@ class SecurePort(Protocol):
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
 
+    def trust(self, association_id: int, *, known: bool = True) -> None:
+        """Whether it is known whose association it is."""
+
 
 @define
 class GatewayCounters:
@@ -112,6 +115,7 @@ class GatewayCounters:
 
 @define
 class _Association:
+    id: int
     address: Address
     sticky: StickyState = field(factory=StickyState)
     unproven: bool = False
@@ -210,7 +214,9 @@ class Gateway:
     def association_established(self, association_id: int) -> None:
         """A client has completed its handshake."""
         port = self._attached()
-        self._associations[association_id] = _Association(_plain(port.peer_address(association_id)))
+        self._associations[association_id] = _Association(
+            association_id, _plain(port.peer_address(association_id))
+        )
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -356,8 +362,26 @@ class Gateway:
     def _finish(
         self, response: MatrixResponse, association: _Association, exchange: int, request: MatrixRequest
     ) -> int:
-        _note_token_ended(association.sticky, request, response)
+        self._note(response, association, request)
         return self._respond(exchange, self._encode(response, request))
+
+    def _note(self, response: MatrixResponse, association: _Association, request: MatrixRequest) -> None:
+        """Tell the port whether it is known whose association that is.
+
+        A dispatcher that does not say so is taken to have looked at the token when it served the request.
+        """
+        if _token_ended(request, response):
+            if (
+                request.access_token == association.sticky.token
+            ):  # else the client has given another one meanwhile
+                association.sticky.forget_token()
+                self._attached().trust(association.id, known=False)
+            return
+        authenticated = response.authenticated
+        if authenticated is None:
+            authenticated = request.access_token is not None and response.status < 300
+        if authenticated:
+            self._attached().trust(association.id)
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Encoded:
         encoded = encode_response(response, request.reply)
@@ -445,6 +469,7 @@ class _Channel:
 
     def notify(self, response: MatrixResponse) -> int | None:
         """Send a notification; None if it cannot be sent."""
+        self.gateway._note(response, self.association, self.request)
         return self.gateway._notify(self.exchange, response, self.request)
 
     def finish(self, response: MatrixResponse) -> int:
@@ -452,18 +477,14 @@ class _Channel:
         return self.gateway._finish(response, self.association, self.exchange, self.request)
 
 
-def _note_token_ended(sticky: StickyState, request: MatrixRequest, response: MatrixResponse) -> None:
-    """Forget a sticky token that has ended, unless the client has given another one meanwhile."""
-    if request.access_token is None or request.access_token != sticky.token:
-        return
-    logged_out = response.status == 200 and request.path.endswith((b"/logout", b"/logout/all"))
-    unknown = (
-        response.status == 401
-        and isinstance(response.body, dict)
-        and response.body.get("errcode") == "M_UNKNOWN_TOKEN"
-    )
-    if logged_out or unknown:
-        sticky.forget_token()
+def _token_ended(request: MatrixRequest, response: MatrixResponse) -> bool:
+    """Whether the request's access token is not good any more."""
+    if request.access_token is None:
+        return False
+    if response.status == 200:
+        return request.path.endswith((b"/logout", b"/logout/all"))
+    body = response.body
+    return response.status == 401 and isinstance(body, dict) and body.get("errcode") == "M_UNKNOWN_TOKEN"
 
 
 def _plain(address: Address) -> Address:

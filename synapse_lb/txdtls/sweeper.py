@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from synapse_lb.txdtls.interfaces import Clock, Timer
-    from synapse_lb.txdtls.table import Entry
+    from synapse_lb.txdtls.options import ServerOptions
+    from synapse_lb.txdtls.table import AssociationTable, Entry
 
 MINIMUM_DELAY: Final = 0.001
 """Seconds; keeps a clock that does not quite reach what is due from spinning."""
+
+
+def deadlines(table: AssociationTable, options: ServerOptions) -> list[tuple[Entry, float]]:
+    """The handshake that is due first and the association that is, with their times in monotonic seconds."""
+    due = []
+    handshake, silent = table.oldest_handshake(), table.longest_silent()
+    if handshake is not None:
+        due.append((handshake, handshake.since + options.handshake_timeout))
+    if silent is not None:
+        due.append((silent, silent.since + options.idle_timeout))
+    return due
 
 
 class Sweeper:
