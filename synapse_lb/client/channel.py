@@ -21,7 +21,7 @@ from synapse_lb.client.errors import (
 )
 from synapse_lb.client.pace import Pace, Silences
 from synapse_lb.client.persistence import Heartbeat
-from synapse_lb.client.registration import Registration
+from synapse_lb.client.registration import CoapRegistration
 from synapse_lb.client.sticky import StickySender
 from synapse_lb.coap import errors as coap_errors
 from synapse_lb.coap import events
@@ -82,7 +82,7 @@ class Channel:
         self._association: ClientAssociation | None = None
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
-        self._registrations: dict[int, tuple[Registration, float]] = {}
+        self._registrations: dict[int, tuple[CoapRegistration, float]] = {}
         self._heard_at = float("-inf")
         self._silences = Silences(pace, self._now, self._renew_heartbeat)
         self._why_lost: str | None = None
@@ -120,6 +120,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            longest_rtt=association.longest_rtt,
             q_block=self._q_block,
             now=self._driver.now(),
         )
@@ -170,7 +171,7 @@ class Channel:
             self._endpoint.ping(_SERVER, self._driver.now())
         self._driver.flush()
 
-    def observe(self, request: CoapRequest, registration: Registration) -> int:
+    def observe(self, request: CoapRequest, registration: CoapRegistration) -> int:
         """Send a request with Observe, and give the registration what comes of it.
 
         Returns:
@@ -334,7 +335,7 @@ class Channel:
             self._why_lost = str(error)
             self._silences.unanswered()
             self.close()
-        if isinstance(what, Registration):
+        if isinstance(what, CoapRegistration):
             what.failed(error)
             self._rest()
         elif not what.called:

@@ -3,25 +3,30 @@
 
 from __future__ import annotations
 
-import json as json_text
 import random as random_module
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from synapse_lb.client.channel import Channel
-from synapse_lb.client.connector import AssociationInfo, Connector
+from synapse_lb.client.connector import AssociationInfo, Connector, fixed
 from synapse_lb.client.counters import Traffic
-from synapse_lb.client.errors import BadRequest, ClientError, RequestTimeout
+from synapse_lb.client.dialect import Dialect
+from synapse_lb.client.discovery import Discovered, Discovery, home_of
+from synapse_lb.client.errors import ClientError, HttpsUnknown, RequestTimeout
+from synapse_lb.client.extension import WISHES, Extensions, Wish
+from synapse_lb.client.https import HttpsResponse
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
 from synapse_lb.client.observation import Change, Observation, State
+from synapse_lb.client.observing import Observer
 from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
-from synapse_lb.client.registration import Registration
-from synapse_lb.client.sticky import Carried, StickySender
+from synapse_lb.client.query import Query, pairs_of
+from synapse_lb.client.registration import CoapRegistration, Registration
+from synapse_lb.client.sticky import Carried, StickySender, unmixed
 from synapse_lb.client.subject import (
     MISSING_TOKEN,
     Asking,
@@ -29,28 +34,24 @@ from synapse_lb.client.subject import (
     MatrixSubject,
     RawSubject,
     Subject,
-    cursor_of,
     decoded,
 )
+from synapse_lb.client.transport import Call, Fallback, Switch, Transport, TransportChange
 from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
-from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, encode_request
-from synapse_lb.msc3079.options import ACCESS_TOKEN
+from synapse_lb.msc3079.extension import UNKNOWN_ALIAS
+from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.txdtls.context import ClientVerification
 
 T = TypeVar("T")
-Query = Mapping[str, "str | Sequence[str]"] | Sequence[tuple[str, str]]
 
 KEY_VERSIONS: Final = (None, 1)
-SYNC_PATH: Final = "/_matrix/client/r0/sync"
-"""The one that has a path code."""
 
 
-class LowBandwidthClient:
+class LowBandwidthClient(Observer):
     """Speaks MSC3079 with one homeserver, over one DTLS association that all calls share.
 
     The first request makes the association; when it has ended, the next request makes a new one and resumes
@@ -62,20 +63,32 @@ class LowBandwidthClient:
 
     Args:
         reactor: Twisted's reactor.
-        server: `coaps://host:port` or `host:port`; the port is 5684 if it is not given.
+        server: `https://example.com` or a user id `@alice:example.com`, and the homeserver is discovered, and asked
+            over HTTPS where and while CoAP does not work; or `coaps://host:port` or `host:port`, and there is only
+            CoAP. The port is 5684 if it is not given.
         verification: how the server's certificate is checked; None trusts the system's authorities.
         key_version: version of the integer keys in bodies, which answers are asked to have too, with option 257
             once for each association. A server that answers 4.02 to it is not asked again and gets text keys.
             None uses text keys and never sends the option, which is critical: servers that do not know it
             refuse it.
         path_codes: send the MSC's short codes in place of paths.
+        deflate: let answers that may be large come compressed (Content-Format 11060), which takes three bytes in the
+            request, and send bodies so to a server that has shown that it can. What may hold a secret is never
+            compressed. A server that answers 4.06 or 4.15 gets the request without it, and is not asked again.
+        extensions: whether requests and answers are written in x1 (docs/extensions.md), which takes the fewest bytes:
+            "auto" if the server has said in an answer to `/versions` that it has it; "known" if that is known from an
+            earlier client (`speaks_x1`); True finds out with the first request of all; False never.
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
             and no further offer from this client.
         session: a DTLS session to resume, from the `session` of an earlier client.
         keylog: called with each line of key material (NSS key log format, without its line end).
-        connect_timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
+        connect_timeout: seconds that a handshake may take; None leaves it to `fallback` where there is HTTPS, and
+            else to the DTLS layer.
+        fallback: how the client falls back to HTTPS and returns.
+        discovery: finds homeservers; to be shared by several clients. None makes one of the client's own.
+        on_transport: told when requests go another way, and each time that CoAP was tried again in vain.
         tuning: retransmission parameters of CoAP.
         limits: bounds of CoAP.
         persistence: the times of observations.
@@ -85,7 +98,7 @@ class LowBandwidthClient:
     Raises:
         BadUri: the server's address makes no sense.
         AuthoritiesError: the file of the authorities cannot be used.
-        ValueError: there is no such key version.
+        ValueError: there is no such key version, or no such wish for extensions.
     """
 
     def __init__(
@@ -96,10 +109,15 @@ class LowBandwidthClient:
         verification: ClientVerification | None = None,
         key_version: int | None = 1,
         path_codes: bool = True,
+        deflate: bool = True,
+        extensions: Wish = "auto",
         q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
         connect_timeout: float | None = None,
+        fallback: Fallback | None = None,
+        discovery: Discovery | None = None,
+        on_transport: Callable[[TransportChange], None] | None = None,
         tuning: Tuning | None = None,
         limits: Limits | None = None,
         persistence: Persistence | None = None,
@@ -108,9 +126,10 @@ class LowBandwidthClient:
     ) -> None:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
+        if extensions not in WISHES:
+            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
+        super().__init__(Dialect(key_version, path_codes, deflate, Extensions(extensions)))
         self._reactor = reactor
-        self._key_version = key_version
-        self._path_codes = path_codes
         self._q_block = q_block
         self._q_block_refused = False
         self._tuning = attrs.evolve(tuning or Tuning(), q_block=q_block is not False)
@@ -120,14 +139,31 @@ class LowBandwidthClient:
         self._random = random or random_module.Random()
         self._several_tokens = False
         self._observations: set[Observation] = set()
+        verification = verification or ClientVerification.system()
+        fallback = fallback or Fallback()
+        home = home_of(server)
+        self._switch = None
+        if home is not None:
+            self._switch = Switch(
+                reactor,
+                home,
+                discovery=discovery,
+                fallback=fallback,
+                verification=verification,
+                random=self._random,
+                on_change=on_transport,
+            )
+            connect_timeout = connect_timeout or fallback.patience
         connector = Connector(
             reactor,
-            parse_server(server),
-            verification=verification or ClientVerification.system(),
+            fixed(parse_server(server)) if self._switch is None else self._switch.address,
+            verification=verification,
             keylog=keylog,
             timeout=connect_timeout,
         )
         self._keeper = Keeper(connector, self._make_channel, session)
+        if self._switch is not None:
+            self._switch.attach(self._keeper)
 
     def connect(self) -> Deferred[AssociationInfo]:
         """Make the association now, if there is none.
@@ -135,7 +171,13 @@ class LowBandwidthClient:
         Returns:
             A Deferred of what is known of it. It fails with a `ConnectError`.
         """
-        return self._keeper.ready().addCallback(lambda channel: AssociationInfo.of(channel.association))
+
+        def connected(channel: Channel) -> AssociationInfo:
+            if self._switch is not None:
+                self._switch.associated()
+            return AssociationInfo.of(channel.association)
+
+        return self._keeper.ready().addCallback(connected)
 
     def request(
         self,
@@ -146,6 +188,7 @@ class LowBandwidthClient:
         token: str | None = None,
         *,
         timeout: float | None = None,
+        brief: bool = False,
     ) -> Deferred[MatrixResponse]:
         """Make a Matrix request.
 
@@ -157,6 +200,8 @@ class LowBandwidthClient:
             token: access token; None sends none, for requests that need no user: the server may still take
                 the request for one of the user whose token came last.
             timeout: seconds for everything, the handshake included; None waits as long as CoAP does.
+            brief: the body of a success is not wanted. In x1 it is left out, and the answer's is `NO_BODY` then;
+                else it comes all the same.
 
         Returns:
             A Deferred of the answer, whatever its status; cancelling it cancels the request. It fails with a
@@ -165,26 +210,56 @@ class LowBandwidthClient:
             cannot be read.
         """
 
-        pairs = _pairs(query)
+        pairs = pairs_of(query)
         q_block = self._q_block is True or may_be_large(path, pairs)
 
         def encode(carried: Carried) -> CoapRequest:
-            try:
-                code, options, payload = encode_request(
-                    method,
-                    path,
-                    pairs,
-                    json,
-                    token=carried.token,
-                    key_version=self._key_version,
-                    announce_key_version=carried.key_version,
-                    path_codes=self._path_codes,
-                )
-            except MappingError as error:
-                raise BadRequest(error.message) from error
-            return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
+            request = self._dialect.request(method, path, pairs, json, carried, brief=brief)
+            return attrs.evolve(request, q_block=q_block)
 
-        return self._limited(self._request(encode, token), timeout)
+        def coap() -> Coroutine[Any, Any, MatrixResponse]:
+            return self._request(encode, token)
+
+        if self._switch is None:
+            return self._limited(coap(), timeout)
+        return self._limited(self._switch.request(Call(method, path, pairs, json, token), coap), timeout)
+
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        token: str | None = None,
+        timeout: float | None = None,
+    ) -> Deferred[HttpsResponse]:
+        """Make a request over HTTPS, for what is no JSON: media, redirects, web pages.
+
+        Args:
+            method: HTTP method.
+            path: percent-encoded path from its leading slash.
+            query: query parameters, not percent-encoded.
+            headers: names and values.
+            body: bytes, or None for none.
+            token: access token, for the Authorization header.
+            timeout: seconds for everything; None leaves it to `Fallback.limits`.
+
+        Returns:
+            A Deferred of the answer, whatever its status; redirects are not followed. It fails as that of
+            `request` does, and with `HttpsUnknown` if the client was made with a `coaps` address.
+        """
+        return self._limited(self._fetch(method, path, query, headers, body, token), timeout)
+
+    def discover(self) -> Deferred[Discovered]:
+        """Find out where the homeserver is.
+
+        Returns:
+            A Deferred that fails with a `DiscoveryError`, and with `HttpsUnknown` if the client was made with a
+            `coaps` address.
+        """
+        return self._limited(self._discover(), None)
 
     def raw_request(self, request: CoapRequest, *, timeout: float | None = None) -> Deferred[CoapResponse]:
         """Make a CoAP request just as it is given, without MSC3079's sticky options.
@@ -210,107 +285,18 @@ class LowBandwidthClient:
             ConnectionLost: there is no such socket.
         """
         self._pace.forget()
+        if self._switch is not None:
+            self._switch.network_changed()
         self._keeper.rebind()
 
-    def observe(
-        self,
-        path: str = SYNC_PATH,
-        query: Query | None = None,
-        *,
-        handler: Handler,
-        token: str | None = None,
-        since: str | None = None,
-        json: Any = NO_BODY,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe `/sync`, or another resource (RFC 7641), until it is stopped.
-
-        It outlives associations and restarts of the server; where the server does not notify it polls. See
-        `docs/client.md` for what is guaranteed.
-
-        Args:
-            path: percent-encoded path from its leading slash, or a path code as `/7`.
-            query: query parameters, not percent-encoded.
-            handler: is given the body of each notification, one after another. It returns None, or an awaitable
-                that fires when the body has been processed; only then is the notification acknowledged. If it
-                fails, the observation ends with its error, and the notification is not acknowledged.
-            token: access token.
-            since: where to go on, from `Observation.since` of an earlier observation; None begins anew. It is
-                `pos` for sliding sync.
-            json: the body, for resources that take one: the request is a FETCH then (RFC 8132).
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        pairs = tuple(_pairs(query))
-        subject = self._subject(path, pairs, json)
-        if since is None and subject.cursor is not None:
-            since = dict(pairs).get(subject.cursor.parameter)
-        return self._observe(subject, token, handler, since, on_change)
-
-    def observe_sync(
-        self,
-        since: str | None,
-        handler: Handler,
-        *,
-        token: str,
-        filter: str | Mapping[str, Any] | None = None,
-        set_presence: str | None = None,
-        full_state: bool = False,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe `/sync`; see `observe`.
-
-        An initial sync, and one with the full state, may be large. It is fetched with a plain request, by Q-Block
-        if the server has that; once the handler has processed it the rest is observed.
-
-        Args:
-            since: where to go on; None begins with the initial sync.
-            handler: is given each sync body.
-            token: access token.
-            filter: id of a filter, or a filter, which may take 248 bytes of percent-encoded JSON at most.
-            set_presence: `offline`, `online` or `unavailable`.
-            full_state: whether the first body has the whole state of all rooms.
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        query: list[tuple[str, str]] = []
-        if filter is not None:
-            text = filter if isinstance(filter, str) else json_text.dumps(filter, separators=(",", ":"))
-            query.append(("filter", text))
-        if set_presence is not None:
-            query.append(("set_presence", set_presence))
-        if full_state:
-            query.append(("full_state", "true"))
-        subject = self._subject(SYNC_PATH, tuple(query), NO_BODY, initial=True)
-        return self._observe(subject, token, handler, since, on_change)
-
-    def raw_observe(
-        self,
-        request: CoapRequest,
-        handler: Callable[[CoapResponse], Any],
-        *,
-        on_change: Callable[[Change], None] | None = None,
-    ) -> Observation:
-        """Observe with a CoAP request just as it is given, but for Observe, and for `since` where it has one.
-
-        Args:
-            request: the request; which resource it means is seen from its path.
-            handler: as of `observe`, but it is given the response.
-            on_change: told of each new state.
-
-        Returns:
-            The observation, which has begun.
-        """
-        subject = RawSubject(request)
-        return self._observe(subject, None, handler, subject.since, on_change)
+    @property
+    def transport(self) -> Transport:
+        """Which way requests go now; always CoAP if the client was made with a `coaps` address."""
+        return Transport.COAP if self._switch is None else self._switch.transport
 
     @property
     def counters(self) -> Traffic:
-        """What crossed the wire so far, handshakes and earlier associations included."""
+        """What crossed the wire as UDP so far, handshakes and earlier associations included, but not HTTPS."""
         return self._keeper.traffic
 
     @property
@@ -325,6 +311,11 @@ class LowBandwidthClient:
         It is there once the server has answered something.
         """
         return self._keeper.session
+
+    @property
+    def speaks_x1(self) -> bool | None:
+        """Whether the server has x1, for the `extensions` of another client; None as long as it is not known."""
+        return self._dialect.extensions.speaks_x1
 
     @property
     def known_silence(self) -> float | None:
@@ -342,12 +333,15 @@ class LowBandwidthClient:
         """
         for observation in list(self._observations):
             observation.abandon()
-        return self._keeper.close()
+        closing = [] if self._switch is None else [self._switch.close()]
+        return gatherResults([*closing, self._keeper.close()]).addCallback(lambda _: None)
 
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
         return Channel(
             self._reactor,
-            sticky=StickySender(self._key_version, always=self._several_tokens),
+            sticky=StickySender(
+                self._dialect.key_version, always=self._several_tokens, extensions=self._dialect.extensions
+            ),
             tuning=self._tuning,
             limits=self._limits,
             pace=self._pace,
@@ -355,19 +349,6 @@ class LowBandwidthClient:
             q_block=self._q_block is not False and not self._q_block_refused,
             on_q_block_refused=self._server_refuses_q_block,
             on_lost=on_lost,
-        )
-
-    def _subject(
-        self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
-    ) -> MatrixSubject:
-        return MatrixSubject(
-            path,
-            query,
-            json,
-            self._path_codes,
-            cursor_of(path),
-            key_version=lambda: self._key_version,
-            initial=initial,
         )
 
     def _observe(
@@ -386,7 +367,7 @@ class LowBandwidthClient:
 
         observation = Observation(
             self._reactor,
-            lambda asking: self._register(subject, token, asking),
+            lambda asking: self._choose(subject, token, asking),
             subject,
             handler,
             since=since,
@@ -398,25 +379,48 @@ class LowBandwidthClient:
         observation.start()
         return observation
 
+    async def _choose(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
+        if self._switch is None or not isinstance(subject, MatrixSubject):
+            return await self._register(subject, token, asking)
+        return await self._switch.register(
+            subject, token, asking, lambda: self._register(subject, token, asking)
+        )
+
     async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
         if isinstance(subject, RawSubject):
             channel, carried = await self._keeper.ready(), Carried()
-            if ACCESS_TOKEN in subject.template.options:
-                channel.sticky.carry_always()
+            subject = attrs.evolve(subject, template=unmixed(channel.sticky, subject.template))
         else:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
-        registration = Registration(
+        registration = CoapRegistration(
             channel,
             carried,
-            on_version_refused=self._key_version_refused,
+            self._dialect,
             on_end=lambda: self._keeper.close_if_idle(channel),
         )
         registration.send(lambda: subject.request(asking, carried))
         return registration
 
-    def _key_version_refused(self) -> None:
-        self._key_version = None
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        query: Query | None,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        token: str | None,
+    ) -> HttpsResponse:
+        switch = self._with_https()
+        return await switch.fetch(method, path, query, headers=headers, body=body, token=token)
+
+    async def _discover(self) -> Discovered:
+        return await self._with_https().discover()
+
+    def _with_https(self) -> Switch:
+        if self._switch is None:
+            raise HttpsUnknown("the client was made with a coaps address: no HTTPS address is known")
+        return self._switch
 
     def _server_refuses_q_block(self) -> None:
         self._q_block_refused = True
@@ -429,16 +433,17 @@ class LowBandwidthClient:
 
     async def _raw_request(self, request: CoapRequest) -> CoapResponse:
         channel = await self._keeper.ready()
-        if ACCESS_TOKEN in request.options:
-            channel.sticky.carry_always()
-        return await channel.request(attrs.evolve(request, q_block=self._q_block is True))
+        request = attrs.evolve(unmixed(channel.sticky, request), q_block=self._q_block is True)
+        return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
+        repeated = False
         while True:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
             try:
-                answer = channel.request(encode(carried))
+                request = encode(carried)
+                answer = channel.request(request)
             except ClientError:
                 channel.sticky.unsent(carried)
                 raise
@@ -449,13 +454,25 @@ class LowBandwidthClient:
                 raise
             finally:
                 self._keeper.close_if_idle(channel)
+            x1 = channel.sticky.x1
+            if x1.refused(carried.words, response):
+                channel.sticky.unsent(carried)
+                continue
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
-                self._key_version_refused()
+                self._dialect.key_version = None
                 continue
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
-            matrix = decoded(response)
+            x1.answered(carried.words, carried.definitions, response)
+            self._dialect.learn(response)
+            if self._dialect.refused(request, response):
+                continue
+            matrix = decoded(response, x1)
+            if carried.words.are_x1 and _errcode(matrix) == UNKNOWN_ALIAS and not repeated:
+                repeated = True
+                continue
+            self._dialect.extensions.read_versions(matrix.body)
             if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue
@@ -469,12 +486,6 @@ class LowBandwidthClient:
             self._keeper.retire(channel)
             channel = await self._keeper.ready()
         return channel
-
-
-def _pairs(query: Query | None) -> list[tuple[str, str]]:
-    """Query parameters as pairs."""
-    pairs = query.items() if isinstance(query, Mapping) else query or ()
-    return [(name, each) for name, value in pairs for each in ([value] if isinstance(value, str) else value)]
 
 
 def _errcode(response: MatrixResponse) -> object:

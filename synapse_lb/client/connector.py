@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.address import IPv6Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from synapse_lb.client import errors
@@ -62,7 +62,7 @@ class Connector:
 
     Args:
         reactor: Twisted's reactor.
-        uri: where the server is; its host is what the certificate has to name.
+        address: finds out where the server is; its host is what the certificate has to name.
         verification: how the certificate is checked.
         keylog: called with each line of key material, or None.
         timeout: seconds that a handshake may take; None leaves it to the DTLS layer.
@@ -74,14 +74,14 @@ class Connector:
     def __init__(
         self,
         reactor: Any,
-        uri: CoapUri,
+        address: Callable[[], Deferred[CoapUri]],
         *,
         verification: ClientVerification,
         keylog: Callable[[bytes], None] | None,
         timeout: float | None,
     ) -> None:
         self._reactor = reactor
-        self._uri = uri
+        self._address = address
         try:
             self._context = make_client_context(verify=verification, keylog=keylog)
         except dtls_errors.CertificateError as error:
@@ -106,16 +106,25 @@ class Connector:
         Returns:
             A Deferred that fails with a `ConnectError` of this room.
         """
-        return connect(
-            self._reactor,
-            self._uri.host,
-            self._uri.port,
-            context=self._context,
-            server_name=self._uri.host,
-            session=session,
-            options=self._options,
-            handler=handler,
-        ).addErrback(_translate)
+
+        def handshake(uri: CoapUri) -> Deferred[ClientAssociation]:
+            return connect(
+                self._reactor,
+                uri.host,
+                uri.port,
+                context=self._context,
+                server_name=uri.host,
+                session=session,
+                options=self._options,
+                handler=handler,
+            ).addErrback(_translate)
+
+        return self._address().addCallback(handshake)
+
+
+def fixed(uri: CoapUri) -> Callable[[], Deferred[CoapUri]]:
+    """The `address` of a server that need not be found."""
+    return lambda: succeed(uri)
 
 
 def traffic_of(association: ClientAssociation) -> Traffic:

@@ -50,6 +50,18 @@ class ConnectTimeout(ConnectError):
     """The handshake was not finished in time: nothing listens there, or the network loses everything."""
 
 
+class DiscoveryError(ConnectError):
+    """It could not be found out where the homeserver is, from `/.well-known/matrix/client` and `/versions`."""
+
+
+class NotOffered(ConnectError):
+    """The homeserver does not say in `/versions` that it speaks MSC3079."""
+
+
+class HttpsUnknown(ConnectError):
+    """There is no HTTPS address: the client was made with a `coaps` one."""
+
+
 class CertificateError(ConnectError):
     """The server's certificate is not trusted, names another host, or is not the pinned one."""
 

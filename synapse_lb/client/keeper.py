@@ -138,11 +138,10 @@ class Keeper:
     def _connect(self) -> None:
         channel = self._make_channel(self._channel_lost)
         opening = self._connector.connect(channel, self.session)
-        self._connecting = opening.addCallback(channel.attach)
-        self._connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(channel,))
-        self._connecting.addErrback(
-            lambda failure: self._log.failure("A waiting request failed", failure=failure)
-        )
+        connecting = self._connecting = opening.addCallback(channel.attach)
+        # It may have failed by now, and then `_connecting` is None again after the next line.
+        connecting.addCallbacks(self._connected, self._not_connected, callbackArgs=(channel,))
+        connecting.addErrback(lambda failure: self._log.failure("A waiting request failed", failure=failure))
 
     def _connected(self, _: None, channel: Channel) -> None:
         self._connecting = None

@@ -57,12 +57,14 @@ class ObserveOptions:
         max_retries: Further attempts at a sync that failed for a passing reason (429, 5xx).
         first_retry_after: s: before the first of them; doubled for each further one.
         longest_retry_after: s: the longest wait before one. A server that asks for more ends the observation.
+        sliding_sync: Whether sliding sync can be observed, and not `/sync` only.
     """
 
     max_observations_per_user: int = field(default=32, validator=validators.ge(1))
     max_retries: int = field(default=6, validator=validators.ge(0))
     first_retry_after: float = field(default=1.0, validator=validators.gt(0))
     longest_retry_after: float = field(default=30.0, validator=validators.gt(0))
+    sliding_sync: bool = True
 
 
 @define
@@ -135,6 +137,13 @@ class SyncObserver:
 
     def __len__(self) -> int:
         return len(self._observations)
+
+    def observable(self, request: MatrixRequest) -> Observable | None:
+        """What observes a request; None if it cannot be observed."""
+        observable = Observable.of(request)
+        if observable is not None and observable.is_sliding and not self.options.sliding_sync:
+            return None
+        return observable
 
     def register(self, exchange: int, observable: Observable, channel: Channel) -> None:
         """Take a registration, whose first result is on its way soon.

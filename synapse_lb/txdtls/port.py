@@ -172,6 +172,14 @@ class DTLSServerPort(DatagramProtocol):
         """
         return self._entry(association_id).association.rtt
 
+    def longest_rtt(self, association_id: int) -> float | None:
+        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None.
+
+        Raises:
+            AssociationGone: There is no such established association.
+        """
+        return self._entry(association_id).association.longest_rtt
+
     def replace_context(self, context: ServerContext) -> None:
         """Use another certificate for handshakes that begin from now on; associations stay.
 
@@ -457,13 +465,8 @@ class DTLSServerPort(DatagramProtocol):
             self._arm(entry)
 
     def _deadlines(self) -> list[tuple[Entry, float]]:
-        if self._stopped:
-            return []
-        return [
-            *deadlines(self._table, self._options),
-            *self._admission.first_deadline,
-            *self._strangers.first_deadline,
-        ]
+        guarded = self._admission, self._strangers
+        return [] if self._stopped else deadlines(self._table, self._options, *guarded)
 
     def _overdue(self, entry: Entry) -> None:
         if entry.association.gone:

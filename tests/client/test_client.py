@@ -160,7 +160,7 @@ class BadRequestTests(LoopbackTestCase):
         self.assertEqual((await client.request("GET", PATH, token="t")).status, 200)
 
     def test_bad_arguments(self) -> None:
-        self.assertRaises(BadUri, LowBandwidthClient, REACTOR, "https://h")
+        self.assertRaises(BadUri, LowBandwidthClient, REACTOR, "ftp://h")
         self.assertRaises(ValueError, LowBandwidthClient, REACTOR, "h", key_version=2)
         missing = ClientVerification.ca_file(self.mktemp())
         self.assertRaises(AuthoritiesError, LowBandwidthClient, REACTOR, "h", verification=missing)

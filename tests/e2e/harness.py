@@ -55,6 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
             "cas_config": {"enabled": True, "server_url": "https://cas.example.com"},
         },
     },
+    # As it comes, without our module: for the gateway that stands in front of it.
+    "bare": {"lowbandwidth": False},
     "no-q-block": {"lowbandwidth_options": {"tuning": {"q_block": False}}},
     # Tests of the network's badness need not wait for timeouts that are made for the whole world.
     "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.02, "separate_after": 0.2}}},
