@@ -88,6 +88,7 @@ NEEDED: Final = (
     (VersionsRestServlet, "on_GET"),
     (SynapseRequest, "requestReceived"),
     (SynapseRequest, "connectionLost"),
+    (SynapseRequest, "requester"),
     (HomeServer, "register_sync_shutdown_handler"),
     (HomeServer, "get_reactor"),
     (HomeServer, "get_auth"),

@@ -101,6 +101,9 @@ class SecurePort(Protocol):
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
 
+    def trust(self, association_id: int, *, known: bool = True) -> None:
+        """Whether it is known whose association it is."""
+
 
 @define
 class GatewayCounters:
@@ -220,7 +223,12 @@ class Gateway:
         """A client has completed its handshake."""
         port = self._attached()
         address = plain(port.peer_address(association_id))
-        self._associations[association_id] = Association(address, StickyState(allows_x1=self._x1))
+        sticky = StickyState(allows_x1=self._x1)
+
+        def trust(known: bool) -> None:
+            port.trust(association_id, known=known)
+
+        self._associations[association_id] = Association(address, sticky, trust=trust)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -381,7 +389,7 @@ class Gateway:
         self, response: MatrixResponse, association: Association, exchange: int, request: MatrixRequest
     ) -> int:
         association.settle(exchange, delivered=False)
-        association.note_token_ended(request, response)
+        association.note_standing(request, response)
         answer = self._encode(response, request)
         size = self._respond(exchange, answer)
         if self.endpoint.is_delivering(exchange):
@@ -478,6 +486,7 @@ class _Channel:
 
     def notify(self, response: MatrixResponse) -> int | None:
         """Send a notification; None if it cannot be sent."""
+        self.association.note_standing(self.request, response)
         return self.gateway._notify(self.exchange, response, self.association, self.request)
 
     def finish(self, response: MatrixResponse) -> int:
