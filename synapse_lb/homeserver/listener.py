@@ -19,6 +19,7 @@ from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.news import NewsWaiter
+from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.port import DTLSServerPort
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,13 @@ class BoundPort:
     transport: Any
     dtls: DTLSServerPort
     gateway: Gateway
+    certificate: Callable[[], ServerContext]
+    """The certificate that new handshakes use."""
+
+    @property
+    def expires(self) -> float:
+        """When the certificate expires, in seconds since 1970."""
+        return self.certificate().expires
 
 
 class Listener:
@@ -138,7 +146,7 @@ class Listener:
             except CannotListenError:
                 raise _cannot_listen(address, self.config.port, error) from None
             return
-        self.ports.append(BoundPort(address, transport, dtls, gateway))
+        self.ports.append(BoundPort(address, transport, dtls, gateway, lambda: self._context))
 
     def _own_address(self) -> IPv4Address | IPv6Address:
         address = self.config.bind_addresses[0]

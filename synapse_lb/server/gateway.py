@@ -15,7 +15,7 @@ what it sends is a notification.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
@@ -52,10 +52,13 @@ from synapse_lb.msc3079.mapping import decode_request, effective_token, encode_e
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.server.http_size import http_size
 from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
-from synapse_lb.server.sync_observer import ObserveOptions, SyncObserver, when_deregistered
+from synapse_lb.server.roster import Present, Roster
+from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
 
 Encoded = tuple[int, list[tuple[int, bytes]], bytes]
@@ -86,28 +89,6 @@ class SecurePort(Protocol):
 
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
-
-
-@define
-class GatewayCounters:
-    """What a gateway has done since it was made."""
-
-    requests: int = 0
-    """Requests that were dispatched."""
-    refused: int = 0
-    """Requests that could not be understood as Matrix requests."""
-    responses: int = 0
-    """Responses that were handed to the endpoint."""
-    cancelled: int = 0
-    """Requests whose client went away before the response."""
-    undelivered: int = 0
-    """Responses that the client rejected or never acknowledged."""
-    failures: int = 0
-    """Requests that ended in an error of this program."""
-    moved: int = 0
-    """Changes of an association's address."""
-    response_bytes: int = 0
-    """Bytes of all response bodies."""
 
 
 @define
@@ -159,6 +140,7 @@ class Gateway:
         self._associations: dict[int, _Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters = GatewayCounters()
+        self._roster = Roster(clock)
         self.endpoint = Endpoint(
             random=random,
             tuning=tuning if tuning is not None else Tuning(q_block=True),
@@ -189,6 +171,18 @@ class Gateway:
         return 0 if self.observer is None else len(self.observer)
 
     @property
+    def present(self) -> list[Present]:
+        """Who is connected."""
+        return self._roster.list(self._associations)
+
+    def observing(self) -> Iterator[tuple[int, Observation]]:
+        """What is observed, each with the id of its association."""
+        ids = {id(association): number for number, association in self._associations.items()}
+        for each in self.observer or ():
+            if isinstance(each.channel, _Channel) and id(each.channel.association) in ids:
+                yield ids[id(each.channel.association)], each
+
+    @property
     def send_failures(self) -> int:
         """Datagrams that the port refused to send."""
         return self._driver.send_failures
@@ -211,6 +205,7 @@ class Gateway:
         """A client has completed its handshake."""
         port = self._attached()
         self._associations[association_id] = _Association(_plain(port.peer_address(association_id)))
+        self._roster.came(association_id)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -222,6 +217,7 @@ class Gateway:
     def message_received(self, association_id: int, data: bytes) -> None:
         """A client has sent a message."""
         self._parted = None
+        self._roster.heard(association_id)
         association = self._associations.get(association_id)
         if association is not None and association.unproven and association.ping is None:
             self._ping(association_id, association)
@@ -357,7 +353,9 @@ class Gateway:
         self, response: MatrixResponse, association: _Association, exchange: int, request: MatrixRequest
     ) -> int:
         _note_token_ended(association.sticky, request, response)
-        return self._respond(exchange, self._encode(response, request))
+        size = self._respond(exchange, self._encode(response, request))
+        self.counters.http_bytes += http_size(request, response, size)
+        return size
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Encoded:
         encoded = encode_response(response, request.reply)
@@ -383,6 +381,7 @@ class Gateway:
             self._respond(exchange, encode_response(MatrixResponse(500, body), request.reply))
             return None
         self.counters.response_bytes += len(payload)
+        self.counters.http_bytes += http_size(request, response, len(payload))
         self._driver.flush()
         return len(payload)
 
@@ -421,6 +420,7 @@ class Gateway:
     def _forget(self, association_id: int) -> None:
         if self._associations.pop(association_id, None) is None:
             return
+        self._roster.went(association_id)
         self.endpoint.drop_peer(association_id, self._driver.now())
         self._driver.flush()
 

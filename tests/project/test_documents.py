@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from synapse_lb import __version__
 from synapse_lb.cli.main import COMMANDS
 from synapse_lb.coap.counters import Counters
-from synapse_lb.server.gateway import GatewayCounters
+from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.txdtls.options import ServerCounters
 from tests.project.sources import PACKAGE, ROOT, relative
 
