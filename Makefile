@@ -11,16 +11,16 @@ VENV_OLDEST = .venv-oldest
 RUN = $(VENV)/bin/python -m tools.checks
 
 # What `make test` runs, of the tests: dotted names, as `python -m twisted.trial` takes them.
-TESTS ?= tests
+TESTS ?= tests,-tests.clients
 
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz test test-oldest lint types demo-check format wheel clean venv venv-oldest
+.PHONY: help demo fuzz test test-oldest test-e2e clients lint types demo-check format wheel clean venv venv-oldest
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
 		printf '  %-18s %s\n' "$$name" "$$what"; done
 	@echo "  (PYTHON=python3.12 chooses the interpreter; TESTS=tests.coap runs a part of the tests)"
 
@@ -32,6 +32,9 @@ test: venv ## lint, types and all tests, with the newest Synapse
 
 test-oldest: venv-oldest ## all tests with the oldest supported Synapse and libraries
 	@$(VENV_OLDEST)/bin/python -m tools.checks --name oldest tests=$(TESTS)
+
+test-e2e: venv clients ## the Matrix clients of others through the proxy, one of them in a browser
+	@$(RUN) --name clients tests=tests.clients
 
 fuzz: venv ## coverage-guided fuzzing, FUZZ_SECONDS (600) for each of FUZZ_TARGETS (all)
 	@set -e; for target in $(FUZZ_TARGETS); do \
@@ -54,7 +57,7 @@ wheel: venv ## build the sdist and the wheel into dist/
 	@$(VENV)/bin/python -m build --outdir dist .
 
 clean: ## remove everything that the commands above made
-	rm -rf $(VENV) $(VENV_OLDEST) artifacts build dist *.egg-info _trial_temp* \
+	rm -rf $(VENV) $(VENV_OLDEST) .venv-clients tests/clients/js/node_modules artifacts build dist *.egg-info _trial_temp* \
 		.mypy_cache .ruff_cache .hypothesis
 	find synapse_lb tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -63,3 +66,6 @@ venv:
 
 venv-oldest:
 	@tools/venv.sh $(VENV_OLDEST) tools/oldest.txt
+
+clients: venv
+	@PYTHON=$(CURDIR)/$(VENV)/bin/python tools/clients.sh

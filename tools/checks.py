@@ -100,7 +100,7 @@ def tests(run_name: str, names: Sequence[str], limit: float = DEADLINE["tests"])
 
     Args:
         run_name: what the result is kept under.
-        names: dotted names of packages, modules, classes or tests.
+        names: dotted names of packages, modules, classes or tests; those after a minus are left out.
         limit: seconds after which the child says where it hangs and ends; it is ended when it does not.
     """
     result_file = RESULTS / f"{run_name}.trial.json"

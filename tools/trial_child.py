@@ -13,8 +13,10 @@ import faulthandler
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
+from unittest import TestSuite
 
 from twisted.trial.reporter import VerboseTextReporter
 from twisted.trial.runner import TestLoader, TrialRunner
@@ -53,11 +55,34 @@ def counts(result: Any) -> dict[str, Any]:
     }
 
 
+def chosen(names: Sequence[str]) -> TestSuite:
+    """The tests of these names, in their order, but for those of names with a minus before them."""
+    left_out = [name[1:] for name in names if name.startswith("-")]
+    loaded: Any = TestLoader().loadByNames([name for name in names if not name.startswith("-")], recurse=True)
+    wanted = (test for test in each_test(loaded) if not any(belongs(test, name) for name in left_out))
+    return TestSuite(wanted)
+
+
+def each_test(suite: Any) -> Iterator[Any]:
+    """The tests in a suite of suites."""
+    if not hasattr(suite, "__iter__"):
+        yield suite
+        return
+    for part in suite:
+        yield from each_test(part)
+
+
+def belongs(test: Any, name: str) -> bool:
+    """Whether a test is in the package, module or class of a dotted name, or has it."""
+    return f"{test.id()}.".startswith(f"{name}.")
+
+
 def main(arguments: list[str]) -> int:
     """Run the tests.
 
     Args:
-        arguments: the result file, the working folder, the deadline in seconds, then the tests' dotted names.
+        arguments: the result file, the working folder, the deadline in seconds, then the tests' dotted names; those
+            after a minus are left out.
 
     Returns:
         0 when all passed (skipped ones aside), otherwise 1.
@@ -67,7 +92,7 @@ def main(arguments: list[str]) -> int:
     sys.path.insert(0, str(Path.cwd()))
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(deadline), exit=True)
-    suite = TestLoader().loadByNames(names, recurse=True)
+    suite = chosen(names)
     one_line_per_test: Any = LineReporter
     result: Any = TrialRunner(one_line_per_test, workingDirectory=folder).run(suite)
     faulthandler.cancel_dump_traceback_later()

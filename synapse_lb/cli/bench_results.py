@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -118,9 +119,12 @@ class Cell:
     runs: list[Run] = attrs.field(factory=list)
 
     def median(self, read: Callable[[Run], float | None]) -> float | None:
-        """Return the median of what `read` gives of the runs; None if none has it."""
+        """Return the median of what `read` gives of the runs; None if that is not known."""
         values = [value for run in self.runs if (value := read(run)) is not None]
-        return statistics.median(values) if values else None
+        # What was given up before anything had come takes longer than all others.
+        values += [math.inf] * sum(run.first is not None and not run.first.share for run in self.runs)
+        median = statistics.median(values) if values else math.inf
+        return None if math.isinf(median) else median
 
     @property
     def complete(self) -> bool:

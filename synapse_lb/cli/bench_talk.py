@@ -154,7 +154,7 @@ class Talk:
                 await self._step(f"send {number}", lambda: self._send(token))
             for number in range(1, self._arguments.messages + 1):
                 await self._say()
-                since = await self._step(f"sync {number}", lambda: self._sync(token, since))  # noqa: B023
+                since = await self._step(f"sync {number}", lambda: self._sync(token, since))  # noqa: B023 called before the next round
             await self._observe(token, since)
         finally:
             await self._client.close()
@@ -180,7 +180,7 @@ class Talk:
 
             async def pushed() -> None:
                 await self._say()
-                await expected  # noqa: B023
+                await expected  # noqa: B023 called before the next round
 
             await self._step(f"push {number}", pushed)
 

@@ -273,8 +273,13 @@ class HttpsFetcher:
         self._plain.connect((address, COMPRESSING_PORT if self._compressed else PORTS.https))
         self._socket = self._context.wrap_socket(self._plain, server_hostname=address)
 
-    def get(self, target: str, token: str) -> tuple[int, float]:
+    def get(self, target: str, token: str, expected: int = 0) -> tuple[int, float]:
         """Fetch.
+
+        Args:
+            target: path and query.
+            token: access token.
+            expected: bytes of the body, if they are known.
 
         Returns:
             Bytes of the body that came, compressed or not, and which share of it they are.
@@ -286,7 +291,7 @@ class HttpsFetcher:
         """
         deadline = time.monotonic() + self._patience
         with contextlib.closing(self.open(target, token)) as response:
-            return self._read(response, deadline)
+            return self._read(response, deadline, expected)
 
     def open(self, target: str, token: str) -> http.client.HTTPResponse:
         """Send a request and return its answer, whose body is still to be read, and which is to be closed.
@@ -314,10 +319,10 @@ class HttpsFetcher:
             raise FetchFailed("the server compresses when it should not, or the other way round")
         return response
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> tuple[int, float]:
+    def _read(self, response: http.client.HTTPResponse, deadline: float, expected: int) -> tuple[int, float]:
         """Read the body until it ends, or until the deadline."""
         assert self._socket is not None
-        received, expected = 0, response.length
+        received = 0
         while True:
             left = deadline - time.monotonic()
             self._socket.settimeout(max(left, 0.001))
@@ -364,9 +369,10 @@ def measure_https(
         fetcher.connect()
         connected = meter.stop()
         run = attrs.evolve(run, connect_seconds=connected.seconds, connect_bytes=connected.bytes)
-        run = attrs.evolve(run, first=(first := _fetch_https(fetcher, task, meter)))
+        body = task.sizes["gzip" if transport.compressed else "json"]
+        run = attrs.evolve(run, first=(first := _fetch_https(fetcher, task, meter, body)))
         if twice and first.complete:
-            run = attrs.evolve(run, warm=_fetch_https(fetcher, task, meter))
+            run = attrs.evolve(run, warm=_fetch_https(fetcher, task, meter, body))
     except (OSError, http.client.HTTPException, FetchFailed) as error:
         run = attrs.evolve(run, error=f"{type(error).__name__}: {error}")
     finally:
@@ -374,9 +380,9 @@ def measure_https(
     return attrs.evolve(run, latest=world.link.read().latest)
 
 
-def _fetch_https(fetcher: HttpsFetcher, task: Task, meter: _Meter) -> Fetch:
+def _fetch_https(fetcher: HttpsFetcher, task: Task, meter: _Meter, body: int) -> Fetch:
     meter.start()
-    _, share = fetcher.get(task.target, task.reader.token)
+    _, share = fetcher.get(task.target, task.reader.token, body)
     return meter.stop(share)
 
 

@@ -88,6 +88,12 @@ def _add_request_arguments(group: argparse._ArgumentGroup) -> None:
         help="give the body and get the answer as JSON text; it is CBOR on the wire",
     )
     group.add_argument(
+        "--deflate",
+        action="store_true",
+        help="ask for a compressed answer (Accept: 11060), and compress a CBOR body where that saves bytes and "
+        "there is no secret in it",
+    )
+    group.add_argument(
         "--key-version",
         type=int,
         metavar="N",

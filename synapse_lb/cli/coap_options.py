@@ -9,7 +9,7 @@ from typing import Final
 from synapse_lb.cli.errors import EXIT_USAGE, CommandError
 from synapse_lb.coap.numbers import MAX_OPTION_NUMBER, Code, OptionNumber, code_to_text, is_request
 from synapse_lb.coap.options import REGISTRY, OptionFormat, OptionPair, decode_uint, encode_uint
-from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
+from synapse_lb.msc3079.options import ACCESS_TOKEN, FORMAT_CBOR_DEFLATE, KEY_VERSION
 
 MEDIA_TYPES: Final = {
     "text/plain": 0,
@@ -18,8 +18,9 @@ MEDIA_TYPES: Final = {
     "application/octet-stream": 42,
     "application/json": 50,
     "application/cbor": 60,
+    "application/cbor;deflate": FORMAT_CBOR_DEFLATE,
 }
-"""Content-Formats by their media type (RFC 7252 section 12.3, RFC 8949 section 9.4)."""
+"""Content-Formats by their media type (RFC 7252 section 12.3, RFC 8949 section 9.4); the content coding follows it."""
 
 _MSC_NAMES: Final = {ACCESS_TOKEN: "Access-Token", KEY_VERSION: "CBOR-Key-Version"}
 _AUTHORIZATION: Final = "authorization"

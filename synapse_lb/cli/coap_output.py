@@ -13,8 +13,10 @@ from synapse_lb.cli.json_text import JsonTextError, format_json, parse_json
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.coap.numbers import OptionNumber
 from synapse_lb.msc3079.cbor import decode
-from synapse_lb.msc3079.client_mapping import RESPONSE_MAX_DEPTH
-from synapse_lb.msc3079.errors import CborError
+from synapse_lb.msc3079.client_mapping import RESPONSE_MAX_DEPTH, RESPONSE_MAX_INFLATED
+from synapse_lb.msc3079.compression import inflate
+from synapse_lb.msc3079.errors import CborError, CompressionError
+from synapse_lb.msc3079.options import FORMAT_CBOR_DEFLATE
 
 if TYPE_CHECKING:
     from synapse_lb.client.connector import AssociationInfo
@@ -76,13 +78,16 @@ class Output:
         try:
             if content_format == CBOR:
                 value = decode(response.payload, max_depth=RESPONSE_MAX_DEPTH).value
+            elif content_format == FORMAT_CBOR_DEFLATE:
+                inflated = inflate(response.payload, RESPONSE_MAX_INFLATED)
+                value = decode(inflated, max_depth=RESPONSE_MAX_DEPTH).value
             elif content_format == JSON:
                 value = parse_json(response.payload)
             else:
                 # A diagnostic text (RFC 7252 section 5.5.2), or something that is no Matrix answer.
                 return response.payload
             return (format_json(value, pretty=pretty) + "\n").encode("utf-8", "replace")
-        except (CborError, JsonTextError) as error:
+        except (CborError, CompressionError, JsonTextError) as error:
             raise CommandError(f"the answer's body cannot be read: {error}", EXIT_BAD_RESPONSE) from None
 
     def _write(self, data: bytes) -> None:

@@ -17,8 +17,12 @@ from synapse_lb.coap.events import CoapRequest
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.observe import OBSERVABLE_METHODS
 from synapse_lb.coap.options import REGISTRY, Options, encode_uint
-from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
-from synapse_lb.msc3079.paths_v1 import compress
+from synapse_lb.msc3079.bodies import compressed
+from synapse_lb.msc3079.cbor import decode
+from synapse_lb.msc3079.errors import MscError
+from synapse_lb.msc3079.options import ACCESS_TOKEN, FORMAT_CBOR_DEFLATE, KEY_VERSION
+from synapse_lb.msc3079.paths_v1 import compress, expand
+from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 
 CBOR: Final = 60
 JSON: Final = 50
@@ -67,10 +71,13 @@ def build_request(arguments: argparse.Namespace, uri: CoapUri, terminal: Termina
     if arguments.observe and method not in OBSERVABLE_METHODS:
         raise CommandError("--observe goes with GET and FETCH", EXIT_USAGE)
     options = Options(uri.options())
+    written_as, body = _compressed(body, options) if arguments.deflate and body else (None, body)
     if arguments.path_codes:
         options = _with_path_code(options)
     if body:
-        options = options.with_uint(OptionNumber.CONTENT_FORMAT, content_format(body))
+        options = options.with_uint(OptionNumber.CONTENT_FORMAT, written_as or content_format(body))
+    if arguments.deflate:
+        options = options.with_uint(OptionNumber.ACCEPT, FORMAT_CBOR_DEFLATE)
     if arguments.token is not None:
         options = options.with_option(ACCESS_TOKEN, arguments.token.encode("utf-8", "surrogateescape"))
     if arguments.key_version is not None:
@@ -86,6 +93,17 @@ def content_format(body: bytes) -> int:
     No CBOR that Matrix has begins like JSON: these bytes would begin strings of a length of 64 bits.
     """
     return JSON if body.lstrip(b" \t\r\n")[:1] in _JSON_STARTS else CBOR
+
+
+def _compressed(body: bytes, options: Options) -> tuple[int | None, bytes]:
+    """Compress a body of CBOR, unless there may be a secret in it; return its Content-Format if that is known."""
+    path = [segment.decode("utf-8", "replace") for segment in options.get_all(OptionNumber.URI_PATH)]
+    try:
+        value = decode(body).value
+        secret = takes_or_gives_secrets(expand(path))
+    except MscError:
+        return None, body
+    return (None, body) if secret else compressed(value, body)
 
 
 def _with_path_code(options: Options) -> Options:

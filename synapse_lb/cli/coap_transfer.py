@@ -101,7 +101,7 @@ def make_client(arguments: argparse.Namespace, uri: CoapUri, terminal: Terminal)
         return LowBandwidthClient(
             terminal.reactor,
             f"coaps://[{uri.host}]:{uri.port}" if ":" in uri.host else f"coaps://{uri.host}:{uri.port}",
-            verification=_verification(arguments),
+            verification=verification(arguments),
             keylog=_keylog(terminal),
             connect_timeout=arguments.connect_timeout,
             q_block=bool(arguments.q_block),
@@ -120,7 +120,12 @@ def exit_status(error: errors.ClientError) -> int:
     return next((status for kind, status in _EXIT_STATUS if isinstance(error, kind)), EXIT_FAILURE)
 
 
-def _verification(arguments: argparse.Namespace) -> ClientVerification:
+def verification(arguments: argparse.Namespace) -> ClientVerification:
+    """How certificates are checked: `--insecure`, `--cacert` or `--pin`.
+
+    Raises:
+        CommandError: the fingerprint is none.
+    """
     if arguments.insecure:
         return ClientVerification.none()
     if arguments.cacert is not None:

@@ -12,7 +12,9 @@ from synapse_lb.cli.inputs import STANDARD_INPUT, read_argument
 from synapse_lb.cli.json_text import JsonTextError, format_json, parse_json
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.msc3079.cbor import decode, encode
-from synapse_lb.msc3079.errors import CborError
+from synapse_lb.msc3079.client_mapping import RESPONSE_MAX_INFLATED
+from synapse_lb.msc3079.compression import deflate, inflate
+from synapse_lb.msc3079.errors import CborError, CompressionError
 
 if TYPE_CHECKING:
     from synapse_lb.cli.main import Subparsers
@@ -52,6 +54,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--no-keys", action="store_true", help="write text keys only (with -c2j: refuse integer keys)"
     )
+    parser.add_argument(
+        "--deflate",
+        action="store_true",
+        help="write compressed CBOR, which is Content-Format 11060 (with -c2j: take it)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -65,10 +72,12 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> int:
     if arguments.cbor_to_json:
         literal = arguments.input != STANDARD_INPUT and not arguments.input.startswith("@")
         cbor = _from_hex(data) if arguments.hex or literal else data
+        cbor = _inflated(cbor) if arguments.deflate else cbor
         text = to_json(cbor, keys=not arguments.no_keys, pretty=terminal.stdout_is_screen())
         terminal.write(text + "\n")
         return EXIT_OK
     cbor = to_cbor(data, keys=not arguments.no_keys)
+    cbor = deflate(cbor) if arguments.deflate else cbor
     if arguments.hex or terminal.stdout_is_screen():
         terminal.write(cbor.hex() + "\n")
     else:
@@ -112,6 +121,13 @@ def to_json(data: bytes, *, keys: bool = True, pretty: bool = False) -> str:
             raise CommandError("bad CBOR: it has integer keys")
         return format_json(decoded.value, pretty=pretty)
     except (CborError, JsonTextError) as error:
+        raise CommandError(f"bad CBOR: {error}") from None
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return inflate(data, RESPONSE_MAX_INFLATED)
+    except CompressionError as error:
         raise CommandError(f"bad CBOR: {error}") from None
 
 

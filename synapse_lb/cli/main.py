@@ -18,6 +18,7 @@ an exit status.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     ExitStatus = int | Deferred[int]
     Run = Callable[[argparse.Namespace, Terminal], ExitStatus]
 
-COMMANDS: Final[tuple[str, ...]] = ("coap", "jc", "demo", "gateway", "bench")
+COMMANDS: Final[tuple[str, ...]] = ("coap", "jc", "proxy", "demo", "gateway", "bench")
 """Modules of `synapse_lb.cli` that add a subcommand, in the order in which `--help` shows them."""
 
 _DESCRIPTION = "Low-bandwidth Matrix (MSC3079): CoAP and CBOR over DTLS/UDP."
@@ -125,6 +126,7 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
 
 def _run_reactor(status: Deferred[int], terminal: Terminal) -> int:
     """Run the reactor until the Deferred has fired."""
+    from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
 
     outcome: list[int | Failure] = []
@@ -132,7 +134,9 @@ def _run_reactor(status: Deferred[int], terminal: Terminal) -> int:
     def finished(result: int | Failure) -> None:
         outcome.append(result)
         if terminal.reactor.running:
-            terminal.reactor.stop()
+            # A signal may be stopping it already.
+            with contextlib.suppress(ReactorNotRunning):
+                terminal.reactor.stop()
 
     status.addBoth(finished)
     if not outcome:

@@ -120,6 +120,7 @@ class Channel:
             _SERVER,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            longest_rtt=association.longest_rtt,
             q_block=self._q_block,
             now=self._driver.now(),
         )

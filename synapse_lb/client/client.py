@@ -13,8 +13,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import AssociationInfo, Connector, fixed
 from synapse_lb.client.counters import Traffic
+from synapse_lb.client.dialect import Dialect
 from synapse_lb.client.discovery import Discovered, Discovery, home_of
-from synapse_lb.client.errors import BadRequest, ClientError, HttpsUnknown, RequestTimeout
+from synapse_lb.client.errors import ClientError, HttpsUnknown, RequestTimeout
+from synapse_lb.client.extension import WISHES, Extensions, Wish
 from synapse_lb.client.https import HttpsResponse
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
@@ -24,7 +26,7 @@ from synapse_lb.client.pace import Pace
 from synapse_lb.client.persistence import Persistence
 from synapse_lb.client.query import Query, pairs_of
 from synapse_lb.client.registration import CoapRegistration, Registration
-from synapse_lb.client.sticky import Carried, StickySender
+from synapse_lb.client.sticky import Carried, StickySender, unmixed
 from synapse_lb.client.subject import (
     MISSING_TOKEN,
     Asking,
@@ -39,10 +41,9 @@ from synapse_lb.client.uri import parse_server
 from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code
-from synapse_lb.coap.options import Options
 from synapse_lb.coap.tuning import Limits, Tuning
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, encode_request
-from synapse_lb.msc3079.options import ACCESS_TOKEN
+from synapse_lb.msc3079.extension import UNKNOWN_ALIAS
+from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.txdtls.context import ClientVerification
 
 T = TypeVar("T")
@@ -71,6 +72,12 @@ class LowBandwidthClient(Observer):
             None uses text keys and never sends the option, which is critical: servers that do not know it
             refuse it.
         path_codes: send the MSC's short codes in place of paths.
+        deflate: let answers that may be large come compressed (Content-Format 11060), which takes three bytes in the
+            request, and send bodies so to a server that has shown that it can. What may hold a secret is never
+            compressed. A server that answers 4.06 or 4.15 gets the request without it, and is not asked again.
+        extensions: whether requests and answers are written in x1 (docs/extensions.md), which takes the fewest bytes:
+            "auto" if the server has said in an answer to `/versions` that it has it; "known" if that is known from an
+            earlier client (`speaks_x1`); True finds out with the first request of all; False never.
         q_block: whether large bodies go and come by Q-Block (RFC 9177), many blocks at a time: "auto" offers it
             for request bodies of several blocks, and where an answer may be large; True for every request, raw
             ones included; False for none. A server that answers 4.02 to the offer gets the request without it,
@@ -91,7 +98,7 @@ class LowBandwidthClient(Observer):
     Raises:
         BadUri: the server's address makes no sense.
         AuthoritiesError: the file of the authorities cannot be used.
-        ValueError: there is no such key version.
+        ValueError: there is no such key version, or no such wish for extensions.
     """
 
     def __init__(
@@ -102,6 +109,8 @@ class LowBandwidthClient(Observer):
         verification: ClientVerification | None = None,
         key_version: int | None = 1,
         path_codes: bool = True,
+        deflate: bool = True,
+        extensions: Wish = "auto",
         q_block: Literal["auto"] | bool = "auto",
         session: bytes | None = None,
         keylog: Callable[[bytes], None] | None = None,
@@ -117,7 +126,9 @@ class LowBandwidthClient(Observer):
     ) -> None:
         if key_version not in KEY_VERSIONS:
             raise ValueError(f"there is no version {key_version} of the CBOR keys")
-        super().__init__(key_version, path_codes)
+        if extensions not in WISHES:
+            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
+        super().__init__(Dialect(key_version, path_codes, deflate, Extensions(extensions)))
         self._reactor = reactor
         self._q_block = q_block
         self._q_block_refused = False
@@ -177,6 +188,7 @@ class LowBandwidthClient(Observer):
         token: str | None = None,
         *,
         timeout: float | None = None,
+        brief: bool = False,
     ) -> Deferred[MatrixResponse]:
         """Make a Matrix request.
 
@@ -188,6 +200,8 @@ class LowBandwidthClient(Observer):
             token: access token; None sends none, for requests that need no user: the server may still take
                 the request for one of the user whose token came last.
             timeout: seconds for everything, the handshake included; None waits as long as CoAP does.
+            brief: the body of a success is not wanted. In x1 it is left out, and the answer's is `NO_BODY` then;
+                else it comes all the same.
 
         Returns:
             A Deferred of the answer, whatever its status; cancelling it cancels the request. It fails with a
@@ -200,20 +214,8 @@ class LowBandwidthClient(Observer):
         q_block = self._q_block is True or may_be_large(path, pairs)
 
         def encode(carried: Carried) -> CoapRequest:
-            try:
-                code, options, payload = encode_request(
-                    method,
-                    path,
-                    pairs,
-                    json,
-                    token=carried.token,
-                    key_version=self._key_version,
-                    announce_key_version=carried.key_version,
-                    path_codes=self._path_codes,
-                )
-            except MappingError as error:
-                raise BadRequest(error.message) from error
-            return CoapRequest(code, Options.of(*options), payload, q_block=q_block)
+            request = self._dialect.request(method, path, pairs, json, carried, brief=brief)
+            return attrs.evolve(request, q_block=q_block)
 
         def coap() -> Coroutine[Any, Any, MatrixResponse]:
             return self._request(encode, token)
@@ -311,6 +313,11 @@ class LowBandwidthClient(Observer):
         return self._keeper.session
 
     @property
+    def speaks_x1(self) -> bool | None:
+        """Whether the server has x1, for the `extensions` of another client; None as long as it is not known."""
+        return self._dialect.extensions.speaks_x1
+
+    @property
     def known_silence(self) -> float | None:
         """Seconds of the longest silence after which the way to the server was still open, which a later client in the
         same network may begin with; None if there was none."""
@@ -332,7 +339,9 @@ class LowBandwidthClient(Observer):
     def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
         return Channel(
             self._reactor,
-            sticky=StickySender(self._key_version, always=self._several_tokens),
+            sticky=StickySender(
+                self._dialect.key_version, always=self._several_tokens, extensions=self._dialect.extensions
+            ),
             tuning=self._tuning,
             limits=self._limits,
             pace=self._pace,
@@ -380,15 +389,14 @@ class LowBandwidthClient(Observer):
     async def _register(self, subject: Subject, token: str | None, asking: Asking) -> Registration:
         if isinstance(subject, RawSubject):
             channel, carried = await self._keeper.ready(), Carried()
-            if ACCESS_TOKEN in subject.template.options:
-                channel.sticky.carry_always()
+            subject = attrs.evolve(subject, template=unmixed(channel.sticky, subject.template))
         else:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
         registration = CoapRegistration(
             channel,
             carried,
-            on_version_refused=self._key_version_refused,
+            self._dialect,
             on_end=lambda: self._keeper.close_if_idle(channel),
         )
         registration.send(lambda: subject.request(asking, carried))
@@ -414,9 +422,6 @@ class LowBandwidthClient(Observer):
             raise HttpsUnknown("the client was made with a coaps address: no HTTPS address is known")
         return self._switch
 
-    def _key_version_refused(self) -> None:
-        self._key_version = None
-
     def _server_refuses_q_block(self) -> None:
         self._q_block_refused = True
 
@@ -428,16 +433,17 @@ class LowBandwidthClient(Observer):
 
     async def _raw_request(self, request: CoapRequest) -> CoapResponse:
         channel = await self._keeper.ready()
-        if ACCESS_TOKEN in request.options:
-            channel.sticky.carry_always()
-        return await channel.request(attrs.evolve(request, q_block=self._q_block is True))
+        request = attrs.evolve(unmixed(channel.sticky, request), q_block=self._q_block is True)
+        return await channel.request(request)
 
     async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
+        repeated = False
         while True:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
             try:
-                answer = channel.request(encode(carried))
+                request = encode(carried)
+                answer = channel.request(request)
             except ClientError:
                 channel.sticky.unsent(carried)
                 raise
@@ -448,13 +454,25 @@ class LowBandwidthClient(Observer):
                 raise
             finally:
                 self._keeper.close_if_idle(channel)
+            x1 = channel.sticky.x1
+            if x1.refused(carried.words, response):
+                channel.sticky.unsent(carried)
+                continue
             if response.code == Code.BAD_OPTION and carried.key_version is not None:
                 channel.sticky.key_version_refused(carried)
-                self._key_version_refused()
+                self._dialect.key_version = None
                 continue
             unauthorized = response.code == Code.UNAUTHORIZED
             channel.sticky.answered(carried, unauthorized=unauthorized)
-            matrix = decoded(response)
+            x1.answered(carried.words, carried.definitions, response)
+            self._dialect.learn(response)
+            if self._dialect.refused(request, response):
+                continue
+            matrix = decoded(response, x1)
+            if carried.words.are_x1 and _errcode(matrix) == UNKNOWN_ALIAS and not repeated:
+                repeated = True
+                continue
+            self._dialect.extensions.read_versions(matrix.body)
             if unauthorized and carried.relies and _errcode(matrix) == MISSING_TOKEN:
                 # The server had forgotten whose association it is, so it has not run the request.
                 continue

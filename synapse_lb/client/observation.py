@@ -241,11 +241,11 @@ class Observation:
         Returns:
             Seconds until the registration that goes on from there.
         """
-        response = (await self._interruptible(fetch.next())).response
-        if not is_success(response.code):
-            return self._refused(response)
+        incoming = await self._interruptible(fetch.next())
+        if not is_success(incoming.response.code):
+            return self._refused(incoming)
         self._established = True
-        await self._process(response)
+        await self._process(incoming)
         return 0.0
 
     async def _take_all(self, registration: Registration) -> NoReturn:
@@ -262,11 +262,11 @@ class Observation:
                 raise CancelledError
             incoming = await self._next(registration, limit, heard=heard)
             if incoming.last:
-                raise _Finished(await self._take_last(incoming.response))
+                raise _Finished(await self._take_last(incoming))
             self._established, self._polling, heard = True, False, True
             self._change(State.OBSERVING)
             started = self._clock.seconds()
-            await self._process(incoming.response)
+            await self._process(incoming)
             registration.confirm()
             if self._clock.seconds() - started > self._times.slow_handler:
                 raise _Refresh
@@ -310,7 +310,7 @@ class Observation:
             if timer.active():
                 timer.cancel()
 
-    async def _take_last(self, response: CoapResponse) -> float:
+    async def _take_last(self, incoming: Incoming) -> float:
         """Take a response without Observe.
 
         Returns:
@@ -319,21 +319,21 @@ class Observation:
         Raises:
             ObservationEnded: there is no use in one.
         """
-        if not is_success(response.code):
-            return self._refused(response)
+        if not is_success(incoming.response.code):
+            return self._refused(incoming)
         if self._subject.cursor is None:
-            await self._process(response)
+            await self._process(incoming)
             raise _Delivered
         asked_since, was_polling = self.since, self._polling
         self._established = self._polling = True
         self._change(State.POLLING)
-        await self._process(response)
+        await self._process(incoming)
         if self.since != asked_since or not was_polling:
             return 0.0
         elapsed: float = self._clock.seconds() - self._asked_at
         return max(0.0, _SHORTEST_POLL - elapsed)
 
-    def _refused(self, response: CoapResponse) -> float:
+    def _refused(self, incoming: Incoming) -> float:
         """Take a 4.xx or 5.xx.
 
         Returns:
@@ -342,7 +342,7 @@ class Observation:
         Raises:
             ObservationEnded: there is no use in one.
         """
-        matrix = _matrix(response)
+        response, matrix = incoming.response, _matrix(incoming)
         text = _description(response, matrix)
         if response.code == Code.UNAUTHORIZED:
             raise TokenRejected(text, response, matrix)
@@ -376,9 +376,9 @@ class Observation:
         self._change(State.WAITING, error, delay)
         return delay
 
-    async def _process(self, response: CoapResponse) -> None:
+    async def _process(self, incoming: Incoming) -> None:
         """Have a notification processed, unless it was before."""
-        read = self._subject.read(response)
+        read = self._subject.read(incoming.response, incoming.x1)
         if read is NO_BODY:
             return
         place = self._subject.place(read)
@@ -454,9 +454,9 @@ class Observation:
             self._log.failure("A change of an observation could not be told")
 
 
-def _matrix(response: CoapResponse) -> MatrixResponse | None:
+def _matrix(incoming: Incoming) -> MatrixResponse | None:
     try:
-        return decoded(response)
+        return decoded(incoming.response, incoming.x1)
     except BadResponse:
         return None
 

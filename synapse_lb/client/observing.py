@@ -7,6 +7,7 @@ import abc
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from synapse_lb.client.dialect import Dialect
 from synapse_lb.client.observation import Change, Observation
 from synapse_lb.client.query import Query, pairs_of, sync_query
 from synapse_lb.client.subject import Handler, MatrixSubject, RawSubject, Subject, cursor_of
@@ -21,13 +22,11 @@ class Observer(abc.ABC):
     """Begins observations.
 
     Args:
-        key_version: version of the integer keys in bodies; None for text keys.
-        path_codes: whether the MSC's short codes are sent in place of paths.
+        dialect: the words of requests.
     """
 
-    def __init__(self, key_version: int | None, path_codes: bool) -> None:
-        self._key_version = key_version
-        self._path_codes = path_codes
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
 
     def observe(
         self,
@@ -121,15 +120,7 @@ class Observer(abc.ABC):
     def _subject(
         self, path: str, query: tuple[tuple[str, str], ...], json: Any, *, initial: bool = False
     ) -> MatrixSubject:
-        return MatrixSubject(
-            path,
-            query,
-            json,
-            self._path_codes,
-            cursor_of(path),
-            key_version=lambda: self._key_version,
-            initial=initial,
-        )
+        return MatrixSubject(path, query, json, cursor_of(path), self._dialect, initial)
 
     @abc.abstractmethod
     def _observe(

@@ -20,6 +20,8 @@ from synapse_lb.coap.numbers import Code
 
 if TYPE_CHECKING:
     from synapse_lb.client.channel import Channel
+    from synapse_lb.client.dialect import Dialect
+    from synapse_lb.client.extension import X1Sender
 
 
 class RegisterAgain(ClientError):
@@ -33,10 +35,12 @@ class Incoming:
     Attributes:
         response: whole.
         last: whether it is a response without Observe, after which nothing comes.
+        x1: what its association uses of it.
     """
 
     response: CoapResponse
     last: bool
+    x1: X1Sender | None = None
 
 
 class Registration(abc.ABC):
@@ -114,7 +118,7 @@ class CoapRegistration(Registration):
     Args:
         channel: the association on which it is made.
         carried: the sticky options that its request carries.
-        on_version_refused: called when the server refuses option 257.
+        dialect: what is known of the server's.
         on_end: called once when nothing will come any more.
     """
 
@@ -122,14 +126,15 @@ class CoapRegistration(Registration):
         self,
         channel: Channel,
         carried: Carried,
+        dialect: Dialect,
         *,
-        on_version_refused: Callable[[], None],
         on_end: Callable[[], None],
     ) -> None:
         super().__init__(carried)
         self.channel = channel
         self.exchange: int | None = None
-        self._on_version_refused = on_version_refused
+        self._dialect = dialect
+        self._request: CoapRequest | None = None
         self._on_end = on_end
 
     # what the observation asks for
@@ -142,7 +147,8 @@ class CoapRegistration(Registration):
             ClientError: it cannot be sent now.
         """
         try:
-            self.exchange = self.channel.observe(request(), self)
+            self._request = request()
+            self.exchange = self.channel.observe(self._request, self)
         except ClientError as error:
             self.channel.sticky.unsent(self.carried)
             self._finish()
@@ -182,25 +188,38 @@ class CoapRegistration(Registration):
     def notified(self, response: CoapResponse) -> None:
         """Take a whole notification."""
         self.channel.sticky.notified(self.carried)
-        self._deliver(Incoming(response, last=False))
+        self._learn(response)
+        self._deliver(Incoming(response, last=False, x1=self.channel.sticky.x1))
+
+    def _learn(self, response: CoapResponse) -> None:
+        self._dialect.learn(response)
+        self.channel.sticky.x1.answered(self.carried.words, self.carried.definitions, response)
 
     def answered(self, response: CoapResponse) -> None:
         """Take a response without Observe, which is the last."""
         sticky, carried = self.channel.sticky, self.carried
+        if sticky.x1.refused(carried.words, response):
+            sticky.unsent(carried)
+            self._finish()
+            self._fail(RegisterAgain("the server does not have x1"))
+            return
         if response.code == Code.BAD_OPTION and carried.key_version is not None:
             sticky.key_version_refused(carried)
-            self._on_version_refused()
+            self._dialect.key_version = None
             self._finish()
             self._fail(RegisterAgain("the server does not know the key version"))
             return
         unauthorized = response.code == Code.UNAUTHORIZED
         sticky.answered(carried, unauthorized=unauthorized)
+        self._learn(response)
         self._finish()
-        if unauthorized and carried.relies and _misses_token(response):
+        if self._request is not None and self._dialect.refused(self._request, response):
+            self._fail(RegisterAgain("the server does not compress"))
+        elif unauthorized and carried.relies and _misses_token(response, sticky.x1):
             # The server has forgotten whose association it is; the next registration says it.
             self._fail(RegisterAgain("the server has forgotten the access token"))
         else:
-            self._deliver(Incoming(response, last=True))
+            self._deliver(Incoming(response, last=True, x1=sticky.x1))
 
     def failed(self, error: ClientError) -> None:
         """Take the end of the exchange or of the association."""
@@ -224,10 +243,10 @@ class CoapRegistration(Registration):
             self._on_end()
 
 
-def _misses_token(response: CoapResponse) -> bool:
+def _misses_token(response: CoapResponse, x1: X1Sender) -> bool:
     """Whether a 4.01 says that no access token is known, and not that the one that is known is refused."""
     try:
-        body = decoded(response).body
+        body = decoded(response, x1).body
     except BadResponse:
         return True
     return isinstance(body, dict) and body.get("errcode") == MISSING_TOKEN

@@ -11,6 +11,12 @@ from __future__ import annotations
 
 import attrs
 
+from synapse_lb.client.extension import Extensions, Words, X1Sender
+from synapse_lb.coap.events import CoapRequest
+from synapse_lb.msc3079.extension import X1, X1_WRITTEN
+from synapse_lb.msc3079.options import ACCESS_TOKEN
+from synapse_lb.msc3079.x1 import AliasBook
+
 
 def _hidden(token: str | None) -> str:
     return "None" if token is None else "<token>"
@@ -24,11 +30,17 @@ class Carried:
         token: the value of option 256; None leaves it out.
         key_version: the value of option 257; None leaves it out.
         relies: whether the request means a token that it does not carry.
+        words: whether it is written in x1.
+        aliases: those of the association, for x1.
+        definitions: of aliases in the request; noted by whoever words it.
     """
 
     token: str | None = attrs.field(default=None, repr=_hidden)
     key_version: int | None = None
     relies: bool = False
+    words: Words = Words.VERSION_1
+    aliases: AliasBook | None = attrs.field(default=None, repr=False, eq=False)
+    definitions: list[int] = attrs.field(factory=list, repr=False, eq=False)
 
 
 class StickySender:
@@ -37,9 +49,16 @@ class StickySender:
     Args:
         key_version: the CBOR key version to ask for; None asks for none.
         always: carry the token in every request, so that requests of several users can be mixed freely.
+        extensions: what is known of the server's; None uses none.
+
+    Attributes:
+        x1: what the server was told of it.
     """
 
-    def __init__(self, key_version: int | None, *, always: bool = False) -> None:
+    def __init__(
+        self, key_version: int | None, *, always: bool = False, extensions: Extensions | None = None
+    ) -> None:
+        self.x1 = X1Sender(extensions or Extensions(False))
         self._key_version = key_version
         self._key_version_known = key_version is None
         self._always = always
@@ -64,9 +83,11 @@ class StickySender:
         Args:
             token: whose request it is; None for one without a user, which carries no token.
         """
-        version = None if self._key_version_known else self._key_version
+        words = self.x1.words()
+        version = None if self._key_version_known or words.are_x1 else self._key_version
+        carried = Carried(key_version=version, words=words, aliases=self.x1.aliases)
         if token is None:
-            return Carried(key_version=version)
+            return carried
         if token != self._token:
             if self._carrying or self._carrying_lost:
                 # Either token may arrive last.
@@ -75,9 +96,9 @@ class StickySender:
             self._token_known = False
         if self._token_known and not self._always:
             self._relying += 1
-            return Carried(key_version=version, relies=True)
+            return attrs.evolve(carried, relies=True)
         self._carrying += 1
-        return Carried(token=token, key_version=version)
+        return attrs.evolve(carried, token=token)
 
     def answered(self, carried: Carried, *, unauthorized: bool = False) -> None:
         """Take note of the answer to a request.
@@ -124,3 +145,17 @@ class StickySender:
             self._relying -= 1
         elif carried.token is not None:
             self._carrying -= 1
+
+
+def unmixed(sticky: StickySender, request: CoapRequest) -> CoapRequest:
+    """A request of the caller's own on an association that others use too.
+
+    Returns:
+        The request, which says that it is not of x1 where that is in force. If it has a token of its own, all
+        others say theirs from now on.
+    """
+    if ACCESS_TOKEN in request.options:
+        sticky.carry_always()
+    if sticky.x1.book is None or X1 in request.options or X1_WRITTEN in request.options:
+        return request
+    return attrs.evolve(request, options=request.options.with_option(X1, b""))

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
-from synapse_lb.client.errors import BadRequest, BadResponse
+from synapse_lb.client.errors import BadResponse
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.observe import DEREGISTER, REGISTER
-from synapse_lb.coap.options import Options, encode_uint
-from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response, encode_request
+from synapse_lb.coap.options import encode_uint
+from synapse_lb.msc3079.mapping import NO_BODY, MappingError, MatrixResponse, decode_response
+
+if TYPE_CHECKING:
+    from synapse_lb.client.dialect import Dialect
+    from synapse_lb.client.extension import X1Sender
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -125,8 +129,12 @@ class Subject(Protocol):
             BadRequest: it cannot be sent over CoAP.
         """
 
-    def read(self, response: CoapResponse) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """What the handler gets; `NO_BODY` for a notification that says nothing.
+
+        Args:
+            response: whole.
+            x1: what its association uses of it.
 
         Raises:
             BadResponse: it cannot be read.
@@ -144,9 +152,8 @@ class MatrixSubject:
         path: percent-encoded, from its leading slash.
         query: parameters, not percent-encoded.
         json: the body, which makes it a FETCH (RFC 8132 section 2) in place of a POST; `NO_BODY` for a GET.
-        path_codes: send the MSC's short code in place of the path.
         cursor: how places in it are named.
-        key_version: says what version the integer keys in the body are of.
+        dialect: words the request.
         initial: fetch an initial sync, or one with the full state, with a plain request: many blocks of that may be
             under way at once (RFC 9177), but each block of a notification is asked for.
     """
@@ -154,9 +161,8 @@ class MatrixSubject:
     path: str
     query: Pairs
     json: Any
-    path_codes: bool
     cursor: Cursor | None
-    key_version: Callable[[], int | None]
+    dialect: Dialect
     initial: bool = False
 
     def fetches_first(self, since: str | None) -> bool:
@@ -175,27 +181,16 @@ class MatrixSubject:
 
     def request(self, asking: Asking, carried: Carried) -> CoapRequest:
         """See `Subject`."""
-        try:
-            code, options, payload = encode_request(
-                self.method,
-                self.path,
-                self.parameters(asking),
-                self.json,
-                token=carried.token,
-                key_version=self.key_version(),
-                announce_key_version=carried.key_version,
-                path_codes=self.path_codes,
-            )
-        except MappingError as error:
-            raise BadRequest(error.message) from error
+        request = self.dialect.request(self.method, self.path, self.parameters(asking), self.json, carried)
         if asking.observe is None:
-            return CoapRequest(code, Options.of(*options), payload, q_block=True)
-        options.append((OptionNumber.OBSERVE, encode_uint(asking.observe)))
-        return CoapRequest(Code.FETCH if code == Code.POST else code, Options.of(*options), payload)
+            return attrs.evolve(request, q_block=True)
+        code = Code.FETCH if request.code == Code.POST else request.code
+        options = request.options.with_uint(OptionNumber.OBSERVE, asking.observe)
+        return attrs.evolve(request, code=code, options=options)
 
-    def read(self, response: CoapResponse) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """See `Subject`."""
-        return decoded(response).body
+        return decoded(response, x1).body
 
     def place(self, read: Any) -> str | None:
         """See `Subject`."""
@@ -251,7 +246,7 @@ class RawSubject:
         options = options.replacing(OptionNumber.OBSERVE, encode_uint(asking.observe))
         return attrs.evolve(self.template, options=options)
 
-    def read(self, response: CoapResponse) -> Any:
+    def read(self, response: CoapResponse, x1: X1Sender | None) -> Any:
         """See `Subject`."""
         return response
 
@@ -269,15 +264,22 @@ def _name(argument: bytes) -> str:
     return argument.partition(b"=")[0].decode("utf-8", "replace")
 
 
-def decoded(response: CoapResponse) -> MatrixResponse:
+def decoded(response: CoapResponse, x1: X1Sender | None = None) -> MatrixResponse:
     """The Matrix answer that a response carries.
+
+    Args:
+        response: whole.
+        x1: what its association uses of it.
 
     Raises:
         BadResponse: it carries none.
     """
     try:
-        return decode_response(response.code, response.options, response.payload)
+        book = None if x1 is None else x1.book
+        return decode_response(response.code, response.options, response.payload, book=book)
     except MappingError as error:
+        if x1 is not None:
+            x1.unreadable()
         raise BadResponse(error.message, response.code) from error
 
 

@@ -11,7 +11,7 @@ from attrs import frozen
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block, largest_szx
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import OptionNumber, Type
-from synapse_lb.coap.options import OptionPair, Options
+from synapse_lb.coap.options import OptionPair, Options, decode_uint
 
 TRANSFER_OPTIONS: Final = (
     OptionNumber.BLOCK1,
@@ -79,6 +79,12 @@ def download_key(scope: Hashable, code: int, options: Options, sticky: Iterable[
         sticky: As in `upload_key`.
     """
     return BlockKey(scope, code, options.cache_key(*_UNKEYED_DOWNLOAD, *sticky))
+
+
+def asks_for_further_block(options: Options) -> bool:
+    """Whether a request is for a block after the first (RFC 7959 section 2.4)."""
+    value = options.get(OptionNumber.BLOCK2)
+    return value is not None and decode_uint(value) >> 4 > 0
 
 
 def read_block(options: Options, number: int) -> Block | None:

@@ -154,6 +154,11 @@ class Endpoint:
         """
         self._core.tend(self._responder.respond(exchange, response, now), now)
 
+    def is_delivering(self, exchange: int) -> bool:
+        """Whether a response is on its way whose outcome will be told: `ResponseUndelivered`, or, if it asked for
+        that, `ResponseDelivered`."""
+        return self._responder.is_delivering(exchange)
+
     def notify(self, exchange: int, response: CoapResponse, now: float) -> None:
         """Send a notification, with a body of any size; the outcome is `NotificationDelivered` or
         `NotificationFailed` (RFC 7641 section 4).
@@ -278,6 +283,7 @@ class Endpoint:
         *,
         max_message_size: int | None = None,
         rtt: float | None = None,
+        longest_rtt: float | None = None,
         q_block: bool | None = None,
         now: float,
     ) -> None:
@@ -287,22 +293,26 @@ class Endpoint:
             peer: Who.
             max_message_size: Bytes of the largest CoAP message that reaches it.
             rtt: Seconds of a round trip that was measured already, for example by a handshake.
+            longest_rtt: Seconds that no round trip exceeds, where none could be measured.
             q_block: Whether requests to it offer Q-Block (RFC 9177), if `Tuning.q_block` is set. A peer that
                 refuses that gets them once more without, and no such offer from then on.
             now: Monotonic seconds.
 
         Raises:
-            ValueError: `max_message_size` is less than 64, or `rtt` is negative.
+            ValueError: `max_message_size` is less than 64, or one of the times is negative.
         """
         if max_message_size is not None and max_message_size < MIN_MESSAGE_SIZE:
             raise ValueError(f"max_message_size must be at least {MIN_MESSAGE_SIZE}, not {max_message_size}")
-        if rtt is not None and not rtt >= 0:
-            raise ValueError(f"rtt must not be negative, but is {rtt}")
+        for name, time in (("rtt", rtt), ("longest_rtt", longest_rtt)):
+            if time is not None and not time >= 0:
+                raise ValueError(f"{name} must not be negative, but is {time}")
         settings = self._core.settings_of(peer)
         if max_message_size is not None:
             settings.max_message_size = max_message_size
         if rtt is not None:
             settings.rto.seed(rtt)
+        if longest_rtt is not None:
+            settings.rto.at_most(longest_rtt)
         if q_block is not None:
             settings.q_block = q_block
 

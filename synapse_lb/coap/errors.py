@@ -125,6 +125,12 @@ class UnrecognizedOption(RemoteError):
         self.number = number
 
 
+class MethodUnknown(RemoteError):
+    """A request with a method that is not registered (RFC 7252 section 5.8)."""
+
+    wire_code = Code.METHOD_NOT_ALLOWED
+
+
 class BlockOptionError(RemoteError):
     """A Block1 or Block2 value that means nothing: SZX 7, or more than three bytes (RFC 7959 section 2.2)."""
 

@@ -53,11 +53,13 @@ class CoapResponse:
         code: 2.00-5.31.
         options: As received or to be sent; without those of the block-wise transfer.
         payload: The whole body.
+        report: Whether `ResponseDelivered` is wanted, if it can be told.
     """
 
     code: int = field(repr=code_to_text)
     options: Options = NO_OPTIONS
     payload: bytes = field(default=b"", repr=_length)
+    report: bool = field(default=False, repr=False, eq=False)
 
 
 class CancelReason(Enum):
@@ -108,6 +110,17 @@ class RequestCancelled:
     peer: Peer
     exchange: int
     reason: CancelReason
+
+
+@frozen
+class ResponseDelivered:
+    """Server role: a response that asked for it, whole and in a Confirmable message of its own, was acknowledged.
+
+    Of one in an ACK nothing is heard, and of one in blocks it is not known whether the last was fetched.
+    """
+
+    peer: Peer
+    exchange: int
 
 
 @frozen
@@ -183,6 +196,7 @@ class PongReceived:
 Event = (
     RequestReceived
     | RequestCancelled
+    | ResponseDelivered
     | ResponseUndelivered
     | NotificationDelivered
     | NotificationFailed

@@ -239,6 +239,7 @@ class ServerExchange(Exchange):
         snapshot: Of a response in several blocks that is being delivered.
         registers: Whether it may be answered with notifications.
         notification: The one that is on its way.
+        reports: Whether the application wants to know that its response was acknowledged.
         no_response: Value of the No-Response option (RFC 7967 section 2); 0 to send all responses.
     """
 
@@ -251,6 +252,7 @@ class ServerExchange(Exchange):
     q_block: Block | None = None
     szx: int | None = None
     wants_size: bool = False
+    reports: bool = False
     no_response: int = 0
     snapshot: Snapshot | None = None
     registers: bool = False

@@ -132,3 +132,8 @@ def is_response(code: int) -> bool:
 def is_success(code: int) -> bool:
     """Whether the code is of class 2 (RFC 7252 section 5.9.1)."""
     return code >> 5 == 2
+
+
+def suppresses(no_response: int, code: int) -> bool:
+    """Whether the value of No-Response says that responses of this class are not wanted (RFC 7967 section 2.1)."""
+    return bool(no_response >> ((code >> 5) - 1) & 1)

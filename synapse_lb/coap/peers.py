@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from synapse_lb.coap.pacing import Pacer
     from synapse_lb.coap.reliability import Transmission
 
-MAX_TOKEN_VALUE = 0xFFFF
-"""Tokens that we choose are numbers of one or two bytes; peers are associations, so nobody else can answer
+MAX_SHORT_TOKEN = 0xFF
+MAX_TOKEN = 0xFFFF
+"""Tokens that we choose are numbers of one byte or two; peers are associations, so nobody else can answer
 (RFC 7252 section 5.3.1)."""
 
 
@@ -54,7 +55,9 @@ class PeerState:
         next_message_id: For the next message of ours.
         message_ids_until: Monotonic seconds; until then the message ids that were used must not be used again
             (EXCHANGE_LIFETIME, RFC 7252 section 4.4).
-        last_token: The value of the token used last.
+        short_tokens: When each token of one byte was used last, in monotonic seconds; the longest ago comes first.
+        tokens_until: Monotonic seconds; until then one of them has to rest.
+        long_token: The value of the token of two bytes that was used last.
         outstanding: Confirmable messages that are not acknowledged, by message id.
         queue: Confirmable messages that wait for NSTART to let them go.
         dedup: The messages that were received.
@@ -76,7 +79,9 @@ class PeerState:
     next_message_id: int
     dedup: DuplicateTable
     message_ids_until: float = 0.0
-    last_token: int = 0
+    short_tokens: dict[bytes, float] = field(factory=dict)
+    tokens_until: float = 0.0
+    long_token: int = MAX_SHORT_TOKEN
     outstanding: dict[int, Transmission] = field(factory=dict)
     queue: deque[Transmission] = field(factory=deque)
     serving: dict[bytes, ServerExchange] = field(factory=dict)
@@ -114,13 +119,43 @@ class PeerState:
         self.observe_number = following(number)
         return number
 
-    def take_token(self) -> bytes:
-        """Return a token that none of our open requests to the peer has (RFC 7252 section 5.3.1)."""
+    def take_token(self, now: float, lifetime: float) -> bytes:
+        """Return a token that none of our open requests to the peer has (RFC 7252 section 5.3.1).
+
+        It has one byte as long as there is one that was not used for `lifetime`, so that no late copy of a response
+        passes for that to another request; then two.
+
+        Args:
+            now: Monotonic seconds.
+            lifetime: Seconds for which messages may be on their way (EXCHANGE_LIFETIME, section 4.8.2).
+        """
+        token = self._rested_token(now - lifetime)
+        if token is not None:
+            self.rest_token(token, now, lifetime)
+            return token
         while True:
-            self.last_token = self.last_token % MAX_TOKEN_VALUE + 1
-            token = self.last_token.to_bytes(1 if self.last_token < 256 else 2, "big")
+            self.long_token = max(self.long_token % MAX_TOKEN, MAX_SHORT_TOKEN) + 1
+            token = self.long_token.to_bytes(2, "big")
             if token not in self.requesting:
                 return token
+
+    def _rested_token(self, since: float) -> bytes | None:
+        """Return a token of one byte that was not used since then, or None."""
+        if len(self.short_tokens) < MAX_SHORT_TOKEN:
+            return (len(self.short_tokens) + 1).to_bytes(1, "big")
+        for token, used in self.short_tokens.items():
+            if used > since:
+                break
+            if token not in self.requesting:
+                return token
+        return None
+
+    def rest_token(self, token: bytes, now: float, lifetime: float) -> None:
+        """Note that a token is in use until now, and let it rest for so many seconds."""
+        if len(token) == 1:
+            self.short_tokens.pop(token, None)
+            self.short_tokens[token] = now
+            self.tokens_until = now + lifetime
 
     @property
     def active(self) -> bool:
@@ -131,4 +166,5 @@ class PeerState:
 
     def quiet_at(self) -> float:
         """Return when, in monotonic seconds, nothing need be remembered any more if nothing happens."""
-        return max(self.message_ids_until, self.dedup.latest_expiry if len(self.dedup) else 0.0)
+        expiry = self.dedup.latest_expiry if len(self.dedup) else 0.0
+        return max(self.message_ids_until, self.tokens_until, expiry)

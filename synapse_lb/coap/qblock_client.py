@@ -234,7 +234,7 @@ class QBlockClient:
     ) -> None:
         """Ask for these blocks, or for as many of them as have room in one message."""
         state, tuning = exchange.peer, self._core.tuning
-        token = take_token(exchange, stream)
+        token = take_token(exchange, stream, now, tuning.exchange_lifetime)
         options = transfer.q_block_options(uploading=False)
         room = room_for_payload(transfer.code, options, None, state.settings.max_message_size, token)
         numbers = numbers[: max(1, room // _OPTION_SIZE)]

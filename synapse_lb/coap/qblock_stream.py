@@ -68,10 +68,10 @@ class Host(Protocol):
         ...
 
 
-def take_token(exchange: ClientExchange, stream: Stream) -> bytes:
+def take_token(exchange: ClientExchange, stream: Stream, now: float, lifetime: float) -> bytes:
     """Return a token for one more message of an exchange."""
     state = exchange.peer
-    token = state.take_token()
+    token = state.take_token(now, lifetime)
     state.requesting[token] = exchange
     state.further_tokens += 1
     stream.tokens[token] = None

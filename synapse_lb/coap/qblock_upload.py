@@ -94,7 +94,7 @@ class Uploader:
         exchange.advance(Step.STREAM)
         exchange.started = now
         # The token that stands for the exchange; no message has it.
-        exchange.token = exchange.peer.take_token()
+        exchange.token = exchange.peer.take_token(now, self._core.tuning.exchange_lifetime)
         exchange.peer.requesting[exchange.token] = exchange
         if exchange.confirmable:
             self._send_confirmable(exchange, stream, upload, upload.waiting.popleft(), now)
@@ -144,7 +144,7 @@ class Uploader:
         self, exchange: ClientExchange, stream: Stream, upload: Upload, number: int, now: float
     ) -> None:
         state, tuning = exchange.peer, self._core.tuning
-        token = take_token(exchange, stream)
+        token = take_token(exchange, stream, now, self._core.tuning.exchange_lifetime)
         options, payload = upload.message(number)
         message_id = state.take_message_id(now, tuning.exchange_lifetime)
         message = Message(Type.CON, upload.transfer.code, message_id, token, options, payload)
@@ -230,7 +230,7 @@ class Uploader:
         self, exchange: ClientExchange, stream: Stream, upload: Upload, number: int, now: float
     ) -> None:
         state = exchange.peer
-        token = take_token(exchange, stream)
+        token = take_token(exchange, stream, now, self._core.tuning.exchange_lifetime)
         options, payload = upload.message(number)
         message_id = state.take_message_id(now, self._core.tuning.non_lifetime)
         self._counters.blocks_sent += 1

@@ -17,8 +17,9 @@ from enum import Enum
 
 from attrs import define
 
+from synapse_lb.coap.bytetime import EMPTY, OVERHEAD
 from synapse_lb.coap.core import Core
-from synapse_lb.coap.message import Message
+from synapse_lb.coap.message import HEADER_LENGTH, Message
 from synapse_lb.coap.numbers import Code, is_request
 from synapse_lb.coap.peers import PeerState
 from synapse_lb.coap.timers import Timer
@@ -47,6 +48,7 @@ class Transmission:
         datagram: Its bytes.
         on_outcome: Called once, unless it is stopped.
         allowance: Seconds that the peer may take before it acknowledges.
+        answer: Bytes of the message that is expected to acknowledge it.
         first_sent: Monotonic seconds.
         last_sent: Monotonic seconds; the last copy.
         timeout: Seconds from the last copy to the next.
@@ -64,6 +66,7 @@ class Transmission:
     datagram: bytes
     on_outcome: OnOutcome
     allowance: float = 0.0
+    answer: int = EMPTY
     first_sent: float = 0.0
     last_sent: float = 0.0
     timeout: float = 0.0
@@ -74,6 +77,11 @@ class Transmission:
     gives_way: bool = False
     measurable: bool = True
     timer: Timer | None = None
+
+
+def _bytes_of(transmission: Transmission, answer: int) -> int:
+    """Bytes of a message and of its answer, with those of the layers below."""
+    return len(transmission.datagram) + answer + 2 * OVERHEAD
 
 
 class ReliabilityLayer:
@@ -94,6 +102,7 @@ class ReliabilityLayer:
         now: float,
         *,
         allowance: float = 0.0,
+        answer: int = EMPTY,
         windowed: bool = False,
         timeout: float = 0.0,
         patience: float = 0.0,
@@ -107,6 +116,7 @@ class ReliabilityLayer:
             on_outcome: Told how it ended.
             now: Monotonic seconds.
             allowance: Seconds that the peer may take before it acknowledges, because it works on the answer.
+            answer: Bytes of the message that is expected to acknowledge it.
             windowed: Whether the caller has a congestion window in place of NSTART (RFC 7252 section 4.7). That takes
                 note of losses; they do not lengthen the timeout of other messages.
             timeout: Seconds that the window has measured; 0 takes the peer's timeout.
@@ -125,6 +135,7 @@ class ReliabilityLayer:
             message.encode(),
             on_outcome,
             allowance,
+            answer,
             timeout=timeout,
             windowed=windowed,
             yielding=windowed,
@@ -194,7 +205,7 @@ class ReliabilityLayer:
         # The peer may have held back an empty ACK for a request for as long as it liked (separate_after):
         # that tells nothing of the way to it.
         if not (message.code == Code.EMPTY and is_request(sent.code)):
-            self._measure(transmission, now)
+            self._measure(transmission, message, now)
         self._remove(transmission, now)
         transmission.on_outcome(Outcome.ACKNOWLEDGED, message, now)
         return True
@@ -205,7 +216,7 @@ class ReliabilityLayer:
         if transmission is None:
             return False
         self._core.counters.resets_received += 1
-        self._measure(transmission, now)
+        self._measure(transmission, message, now)
         self._remove(transmission, now)
         transmission.on_outcome(Outcome.RESET, message, now)
         return True
@@ -218,7 +229,8 @@ class ReliabilityLayer:
             drawn = transmission.timeout * self._core.random.uniform(1.0, self._core.tuning.ack_random_factor)
             transmission.timeout = max(drawn, transmission.timeout + transmission.allowance)
         else:
-            transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance)
+            size = _bytes_of(transmission, transmission.answer)
+            transmission.timeout = state.settings.rto.draw(self._core.random, transmission.allowance, size)
         self._transmit(transmission, now)
 
     def _transmit(self, transmission: Transmission, now: float) -> None:
@@ -260,13 +272,15 @@ class ReliabilityLayer:
             return False
         return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
 
-    def _measure(self, transmission: Transmission, now: float) -> None:
+    def _measure(self, transmission: Transmission, answer: Message, now: float) -> None:
         if not transmission.measurable:
             return
         rto = transmission.peer.settings.rto
         since_first = now - transmission.first_sent
         if transmission.retransmissions == 0:
-            rto.sample(since_first)
+            # The options are left out: it is a matter of a few bytes in comparison with a block.
+            answered = HEADER_LENGTH + len(answer.token) + len(answer.payload)
+            rto.sample(since_first, _bytes_of(transmission, answered))
         else:
             rto.repeated(since_first, now - transmission.last_sent, transmission.retransmissions)
 

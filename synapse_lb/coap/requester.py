@@ -11,6 +11,7 @@ from collections.abc import Collection
 from attrs import evolve
 
 from synapse_lb.coap.blockwise import upload_key
+from synapse_lb.coap.bytetime import EMPTY
 from synapse_lb.coap.core import Core
 from synapse_lb.coap.deduplication import Seen, digest_of
 from synapse_lb.coap.errors import (
@@ -38,6 +39,12 @@ from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS
 from synapse_lb.coap.qblock_client import QBlockClient
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.transfer import Transfer
+
+_AROUND_BLOCK = 64
+"""B of a message with a block, besides the block."""
+
+_BRIEFLY_ANSWERED = frozenset((Code.PUT, Code.DELETE))
+"""What changes something under a name of the client's is answered with little more than that it is done."""
 
 
 class Requester:
@@ -222,7 +229,9 @@ class Requester:
         self._counters.blocks_sent += transfer.uploads_blocks
         own, last = exchange.own_token, not transfer.answered_at_once
         exchange.token = (
-            own if last and own is not None and own not in state.requesting else state.take_token()
+            own
+            if last and own is not None and own not in state.requesting
+            else state.take_token(now, tuning.exchange_lifetime)
         )
         state.requesting[exchange.token] = exchange
         if exchange.confirmable:
@@ -232,7 +241,12 @@ class Requester:
             # A peer like this endpoint holds its ACK back for so long, to send the response with it.
             allowance = 0.0 if transfer.answered_at_once else tuning.separate_after
             exchange.transmission = self._reliability.send(
-                state, message, self._on_outcome(exchange), now, allowance=allowance
+                state,
+                message,
+                self._on_outcome(exchange),
+                now,
+                allowance=allowance,
+                answer=self._expected(transfer, state),
             )
         else:
             message_id = state.take_message_id(now, tuning.non_lifetime)
@@ -241,6 +255,12 @@ class Requester:
             )
             exchange.advance(Step.SEND_NON_CONFIRMABLE)
             self._await_response(exchange, now)
+
+    def _expected(self, transfer: Transfer, state: PeerState) -> int:
+        """Return the bytes of the message that will probably answer the next one of a transfer, or acknowledge it."""
+        if transfer.answered_at_once or transfer.code in _BRIEFLY_ANSWERED:
+            return EMPTY
+        return min((16 << self._core.limits.block_szx) + _AROUND_BLOCK, state.settings.max_message_size)
 
     def _await_response(self, exchange: ClientExchange, now: float) -> None:
         if exchange.awaits_notification:
@@ -424,6 +444,7 @@ class Requester:
             state.pings -= 1
         elif state.requesting.get(exchange.token) is exchange:
             del state.requesting[exchange.token]
+            state.rest_token(exchange.token, now, self._core.tuning.exchange_lifetime)
         self._core.forget(exchange)
         if exchange.observation is not None:
             self.observations.close(exchange, exchange.observation, now, reject=reject)

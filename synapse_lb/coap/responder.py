@@ -38,6 +38,7 @@ from synapse_lb.coap.block import Block
 from synapse_lb.coap.blockwise import (
     TRANSFER_OPTIONS,
     BlockKey,
+    asks_for_further_block,
     download_key,
     read_block,
     upload_key,
@@ -49,6 +50,7 @@ from synapse_lb.coap.errors import (
     BodyTooLarge,
     ExchangeUnknown,
     MessageError,
+    MethodUnknown,
     ProxyingNotSupported,
     RemoteError,
     TooManyExchanges,
@@ -61,16 +63,16 @@ from synapse_lb.coap.events import (
     Peer,
     RequestCancelled,
     RequestReceived,
+    ResponseDelivered,
     ResponseUndelivered,
 )
 from synapse_lb.coap.exchange import ServerExchange, State, Step
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.notifications import Notifications
-from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response
+from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response, suppresses
 from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
 from synapse_lb.coap.options import (
     Options,
-    decode_uint,
     strip_unrecognized_elective,
     unrecognized_critical,
 )
@@ -86,12 +88,6 @@ OVERLOAD_MAX_AGE = 5
 
 METHODS = frozenset(range(Code.GET, Code.IPATCH + 1))
 """The methods that are handed to the application; others get 4.05 (RFC 7252 section 5.8)."""
-
-
-class MethodUnknown(RemoteError):
-    """A request with a method that is not registered (RFC 7252 section 5.8)."""
-
-    wire_code = Code.METHOD_NOT_ALLOWED
 
 
 Scope = Callable[[Peer, Options], Hashable]
@@ -263,7 +259,7 @@ class Responder:
         block with the token of its observation should not (RFC 7959 section 3.4), but means no harm.
         """
         exchange = state.serving.get(message.token)
-        if exchange is None or (exchange.observed and _is_further_block(message)):
+        if exchange is None or (exchange.observed and asks_for_further_block(message.options)):
             return
         if exchange.state is State.DELIVERING:
             self._end(exchange, now)
@@ -328,7 +324,7 @@ class Responder:
     ) -> None:
         """Answer a message at once, without an exchange."""
         suppressed = request.options.get_uint(OptionNumber.NO_RESPONSE) or 0
-        if code != Code.CONTINUE and _suppresses(suppressed, code):
+        if code != Code.CONTINUE and suppresses(suppressed, code):
             self._counters.responses_suppressed += 1
             if request.type is Type.CON:
                 datagram = self._core.send(state.peer, Message(Type.ACK, 0, request.message_id))
@@ -375,7 +371,7 @@ class Responder:
             raise ExchangeUnknown(exchange)
         if not is_response(response.code):
             raise MessageError(f"{code_to_text(response.code)} is no response code")
-        if not found.observed and _suppresses(found.no_response, response.code):
+        if not found.observed and suppresses(found.no_response, response.code):
             self._counters.responses_suppressed += 1
             if found.confirmable and found.state is State.PROCESSING:
                 self._accept(found, now)
@@ -383,6 +379,7 @@ class Responder:
             return found.peer
         options = response.options.without(OptionNumber.OBSERVE)
         whole = CoapResponse(response.code, options, response.payload)
+        found.reports = response.report
         first = self._first_message(found, whole, now)
         self.notifications.abandon(found, now)
         if first.snapshot is not None:
@@ -393,6 +390,13 @@ class Responder:
         if self._q_block is not None:
             self._q_block.follow(found, now)
         return found.peer
+
+    def is_delivering(self, exchange: int) -> bool:
+        """Whether a whole response waits for its acknowledgement."""
+        found = self._core.exchanges.get(exchange)
+        return (
+            isinstance(found, ServerExchange) and found.state is State.DELIVERING and found.snapshot is None
+        )
 
     def notify(self, exchange: int, response: CoapResponse, now: float) -> PeerState:
         """Send a notification of the application.
@@ -447,6 +451,8 @@ class Responder:
             if outcome is not Outcome.ACKNOWLEDGED:
                 self.snapshots.discard(exchange.snapshot)
                 self._undelivered(exchange)
+            elif exchange.reports and exchange.snapshot is None:
+                self._core.emit(ResponseDelivered(exchange.peer.peer, exchange.id))
 
         return on_outcome
 
@@ -486,15 +492,3 @@ class Responder:
             del state.serving[exchange.token]
         self.notifications.abandon(exchange, now)
         self._core.forget(exchange)
-
-
-def _is_further_block(message: Message) -> bool:
-    """Whether a request is for a block after the first (RFC 7959 section 2.4)."""
-    value = message.options.get(OptionNumber.BLOCK2)
-    return value is not None and decode_uint(value) >> 4 > 0
-
-
-def _suppresses(no_response: int, code: int) -> bool:
-    """Whether the value of No-Response says that responses of this class are not wanted (RFC 7967 section
-    2.1)."""
-    return bool(no_response >> ((code >> 5) - 1) & 1)

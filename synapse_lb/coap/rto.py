@@ -8,12 +8,15 @@ strong sample comes (section 5, rules 5.5 to 5.7): on a link slower than the tim
 That alone would ratchet the timeout up on a link that loses much: where an exchange fails with probability p, its
 mean would diverge from p = 0.3 on. So an acknowledgement that comes as soon after the last copy as the measured
 round trip lets expect is taken for a sign of loss, not of delay (`repeated`).
+
+A message with more bytes than usual, or with such an answer, gets the time that these take (`bytetime`).
 """
 
 from __future__ import annotations
 
 import random
 
+from synapse_lb.coap.bytetime import ByteTime
 from synapse_lb.coap.tuning import Tuning
 
 _ALPHA = 1 / 8
@@ -32,12 +35,13 @@ class RetransmissionTimeout:
         tuning: Its bounds; with `adaptive_rto` off the timeout is always `ack_timeout`.
     """
 
-    __slots__ = ("_rttvar", "_settled", "_srtt", "_timeout", "_tuning")
+    __slots__ = ("_bytes", "_rttvar", "_settled", "_srtt", "_timeout", "_tuning")
 
     def __init__(self, tuning: Tuning) -> None:
         self._tuning = tuning
         self._srtt: float | None = None
         self._rttvar = 0.0
+        self._bytes = ByteTime()
         self._timeout = tuning.ack_timeout
         self._settled = tuning.ack_timeout  # what it was before messages under way doubled it
 
@@ -56,10 +60,23 @@ class RetransmissionTimeout:
         if self._srtt is None:
             self.sample(rtt)
 
-    def sample(self, rtt: float) -> None:
-        """Take a strong sample in seconds (RFC 6298 section 2, rules 2.2 to 2.4)."""
+    def at_most(self, rtt: float) -> None:
+        """Take a time in seconds that no round trip exceeds: it is the timeout until one was measured, if it is longer
+        than the one that is used where nothing is known."""
+        if self._srtt is None and self._tuning.adaptive_rto:
+            self._timeout = self._settled = self._bounded(max(rtt, self._timeout))
+
+    def sample(self, rtt: float, size: int | None = None) -> None:
+        """Take a strong sample (RFC 6298 section 2, rules 2.2 to 2.4).
+
+        Args:
+            rtt: Seconds.
+            size: Bytes of the message and of what acknowledged it, as `bytetime` counts them, if they are known.
+        """
         if not self._tuning.adaptive_rto or rtt < 0:
             return
+        if size is not None:
+            self._bytes.sample(size, rtt)
         if self._srtt is None:
             self._srtt = rtt
             self._rttvar = rtt / 2
@@ -76,7 +93,11 @@ class RetransmissionTimeout:
             since_last: Seconds from its last transmission: the round trip was no shorter.
             copies: How many were sent after the first transmission.
         """
-        if not self._tuning.adaptive_rto or self._srtt is None:
+        if not self._tuning.adaptive_rto:
+            return
+        if self._srtt is None:
+            # Whichever copy it was, the next one is waited for so long.
+            self.at_most(_WEAK_MARGIN * since_first)
             return
         if since_last > self._bounded(self._srtt + _K * self._rttvar):
             # The answer to an earlier copy: the link has become slower, and the doubled timeout stays.
@@ -102,18 +123,21 @@ class RetransmissionTimeout:
         if self._tuning.adaptive_rto:
             self._timeout = max(self._timeout, self._bounded(timeout))
 
-    def draw(self, source: random.Random, allowance: float = 0.0) -> float:
+    def draw(self, source: random.Random, allowance: float = 0.0, size: int = 0) -> float:
         """Return the timeout for a new message, in seconds: between the timeout and ACK_RANDOM_FACTOR times
         it.
 
         Args:
             source: Of the randomness.
             allowance: Seconds that the peer may take before it acknowledges, on top of the measured round trip.
+            size: Bytes of the message and of what is expected to acknowledge it.
         """
         timeout = self._timeout * source.uniform(1.0, self._tuning.ack_random_factor)
         if self._srtt is None:
             return timeout
-        return max(timeout, min(self._srtt + _K * self._rttvar, self._tuning.max_rto) + allowance)
+        most = self._tuning.max_rto
+        further = min(self._bytes.further(size), most)
+        return max(timeout, min(self._srtt + _K * self._rttvar, most) + allowance + further)
 
     def _bounded(self, timeout: float) -> float:
         return min(max(timeout, self._tuning.min_rto), self._tuning.max_rto)

@@ -84,6 +84,7 @@ _LISTENER_KEYS: Final = (
     "advertise",
     "advertised_port",
     "observe",
+    "x1",
     "limits",
     "tuning",
 )
@@ -102,6 +103,7 @@ class LowBandwidthListenerConfig:
         advertise: Whether ``/versions`` names it.
         advertised_port: The port that ``/versions`` names.
         observe: Whether ``/sync`` can be observed.
+        x1: Whether clients may choose x1.
         observe_options: Bounds of what is observed.
         dtls: Settings of the DTLS port.
         limits: Bounds of the CoAP endpoint.
@@ -118,6 +120,7 @@ class LowBandwidthListenerConfig:
     advertise: bool = True
     advertised_port: int
     observe: bool = True
+    x1: bool = True
     observe_options: ObserveOptions
     dtls: ServerOptions
     limits: Limits
@@ -186,6 +189,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
         advertise=section.take("advertise", values.boolean, True),
         advertised_port=section.take("advertised_port", values.integer(1, 65535), port),
         observe=section.take("observe", values.boolean, True),
+        x1=section.take("x1", values.boolean, True),
         observe_options=observe_options,
         dtls=dtls,
         limits=limits,

@@ -131,6 +131,7 @@ class Listener:
             limits=self.config.limits,
             news=self._news() if self.config.observe else None,
             observe=self.config.observe_options,
+            x1=self.config.x1,
         )
         dtls = DTLSServerPort(
             context=self._context, handler=gateway, options=self.config.dtls, reactor=reactor

@@ -29,6 +29,7 @@ from synapse_lb.homeserver.metrics import MetricsCollector
 from synapse_lb.homeserver.news import SynapseNews
 from synapse_lb.homeserver.streams import Streams
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
+from synapse_lb.msc3079.x1 import X1_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +156,13 @@ def versions_content(listener: LowBandwidthListenerConfig) -> dict[str, int]:
         "cbor_enum_version": KEY_VERSION_1,
         "coap_enum_version": PATH_CODES_VERSION,
     }
-    # The absence of these says that there is no OBSERVE, and no Q-Block.
+    # The absence of these says that there is no OBSERVE, no Q-Block, and no x1.
     if listener.observe:
         content["observe"] = 1
     if listener.tuning.q_block:
         content["q_block"] = 1
+    if listener.x1:
+        content["x1"] = X1_VERSION
     return content
 
 

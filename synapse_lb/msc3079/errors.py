@@ -25,6 +25,18 @@ class CborError(MscError):
         self.well_formed = well_formed
 
 
+class CompressionError(MscError):
+    """A body that cannot be decompressed.
+
+    Attributes:
+        too_large: True if more comes out of it than is allowed.
+    """
+
+    def __init__(self, message: str, *, too_large: bool = False) -> None:
+        super().__init__(message)
+        self.too_large = too_large
+
+
 class UnknownPathError(MscError):
     """A path code with the wrong number of parameters."""
 

@@ -7,7 +7,12 @@ Pure functions from whole CoAP messages (code, options, payload) to Matrix ones 
 
 from __future__ import annotations
 
-from synapse_lb.msc3079.client_mapping import decode_response, encode_request
+from synapse_lb.msc3079.client_mapping import (
+    X1Request,
+    decode_response,
+    encode_request,
+    encode_x1_request,
+)
 from synapse_lb.msc3079.errors import MappingError
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, NoBody, ReplyFormat
 from synapse_lb.msc3079.server_mapping import (
@@ -28,10 +33,12 @@ __all__ = [
     "MatrixResponse",
     "NoBody",
     "ReplyFormat",
+    "X1Request",
     "decode_request",
     "decode_response",
     "effective_token",
     "encode_error",
     "encode_request",
     "encode_response",
+    "encode_x1_request",
 ]

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import attrs
 
 from synapse_lb.msc3079.options import FORMAT_CBOR
+from synapse_lb.msc3079.x1.aliases import AliasBook
 
 
 class NoBody(enum.Enum):
@@ -36,10 +37,19 @@ class ReplyFormat:
     Attributes:
         content_format: 60 (CBOR) or 50 (JSON).
         key_version: Version of the integer keys in CBOR; None for text keys, always None with JSON.
+        deflate: Whether CBOR may become 11060, compressed, where that is shorter; always False with JSON, and where
+            there may be a secret.
+        x1: The aliases of the association if the answer is to be written in x1, without a Content-Format; else None.
+        secret: Whether the resource takes or gives secrets, so that its answer is not compressed in x1 either.
+        brief: Whether a success is answered without its body.
     """
 
     content_format: int = FORMAT_CBOR
     key_version: int | None = None
+    deflate: bool = False
+    x1: AliasBook | None = attrs.field(default=None, repr=False)
+    secret: bool = False
+    brief: bool = False
 
 
 @attrs.frozen

@@ -35,6 +35,12 @@ HANDLED_CRITICAL: Final = frozenset(
 FORMAT_OCTET_STREAM: Final = 42
 FORMAT_JSON: Final = 50
 FORMAT_CBOR: Final = 60
+FORMAT_CBOR_DEFLATE: Final = 11060
+"""application/cbor with the content coding deflate (IANA, CoAP Content-Formats)."""
+
+CBOR_FORMATS: Final = frozenset({FORMAT_CBOR, FORMAT_CBOR_DEFLATE})
+FORMATS: Final = CBOR_FORMATS | {FORMAT_JSON}
+"""What bodies may be written in."""
 
 MAX_URI_OPTION: Final = 255
 """Bytes that one Uri-Path or Uri-Query may hold (RFC 7252 section 5.10, table 4)."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, quote_from_bytes
 
 import attrs
 
 from synapse_lb.msc3079 import codes, paths_v1
-from synapse_lb.msc3079.bodies import read_body, sniff, write_body
+from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
+from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
 from synapse_lb.msc3079.options import (
@@ -25,7 +27,9 @@ from synapse_lb.msc3079.options import (
     ACCESS_TOKEN,
     CONTENT_FORMAT,
     FORMAT_CBOR,
+    FORMAT_CBOR_DEFLATE,
     FORMAT_JSON,
+    FORMATS,
     HANDLED_CRITICAL,
     KEY_VERSION,
     MAX_AGE,
@@ -37,10 +41,35 @@ from synapse_lb.msc3079.options import (
     first,
     first_uint,
 )
+from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.msc3079.x1 import AliasBook, expand_path, expand_query
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
+
+
+@attrs.frozen
+class Answer:
+    """A whole CoAP response.
+
+    Attributes:
+        code: Of the response.
+        options: In number order.
+        payload: The whole body.
+        definitions: Numbers of the aliases that it defines (x1): they may stand alone once it has been read.
+    """
+
+    code: int
+    options: list[tuple[int, bytes]] = attrs.field(factory=list)
+    payload: bytes = attrs.field(default=b"", repr=False)
+    definitions: tuple[int, ...] = ()
+
+    @property
+    def triple(self) -> CoapTriple:
+        """Code, options, payload."""
+        return self.code, self.options, self.payload
+
 
 _UNRECOGNIZED: Final = "M_UNRECOGNIZED"
 _INVALID_PARAM: Final = "M_INVALID_PARAM"
@@ -57,6 +86,8 @@ _BEARER: Final = b"bearer "
 SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 """Simplified sliding sync (MSC4186): a POST that changes nothing, so that FETCH (RFC 8132) stands for it too."""
 
+_SLIDING_SYNC: Final = tuple(SLIDING_SYNC_PATH.decode().split("/")[1:])
+
 
 @attrs.frozen
 class MappingLimits:
@@ -64,10 +95,12 @@ class MappingLimits:
 
     Attributes:
         max_depth: Nested arrays and maps in a body.
+        max_inflated: Bytes that a compressed body may become.
         max_token_length: Bytes of an access token.
     """
 
     max_depth: int = attrs.field(default=DEFAULT_MAX_DEPTH, validator=attrs.validators.ge(1))
+    max_inflated: int = attrs.field(default=DEFAULT_MAX_INFLATED, validator=attrs.validators.ge(0))
     max_token_length: int = attrs.field(default=4096, validator=attrs.validators.ge(1))
 
 
@@ -107,36 +140,50 @@ def decode_request(
 def _decode_request(
     code: int, pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState, limits: MappingLimits
 ) -> MatrixRequest:
+    extension = read_extension(pairs, sticky)
     token = first(pairs, ACCESS_TOKEN)
     if token is not None:
         sticky.token = _read_token(token, limits.max_token_length)
     key_version = first_uint(pairs, KEY_VERSION)
     if key_version is not None:
         sticky.announced_key_version = _check_key_version(key_version)
-    _check_critical(pairs)
-    path_values = [value for number, value in pairs if number == URI_PATH]
-    method = _read_method(code, path_values)
-    path = _read_path(path_values)
-    query = _read_query([value for number, value in pairs if number == URI_QUERY])
+    _check_critical(pairs, sticky)
+    method, segments = _read_target(
+        code, [value for number, value in pairs if number == URI_PATH], extension.book
+    )
+    query = _read_query(_query_values(pairs, extension.book))
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
-    if payload:
-        content = read_body(payload, first_uint(pairs, CONTENT_FORMAT), limits.max_depth)
+    content_format = first_uint(pairs, CONTENT_FORMAT)
+    if payload and content_format is None and extension.book is not None:
+        body = read_x1_body(payload, extension.book, limits.max_depth, limits.max_inflated)
+    elif payload:
+        content = read_body(payload, content_format, limits.max_depth, limits.max_inflated)
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
-    reply = _reply_format(accept or body_format, sticky)
-    return MatrixRequest(method, path, query, body, sticky.token, reply)
+    if extension.book is None or accept is not None:
+        reply = _reply_format(accept or body_format, sticky, segments)
+    else:
+        secret = takes_or_gives_secrets(segments)
+        reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
+    return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
 
 
-def _read_method(code: int, path_values: list[bytes]) -> str:
-    """The HTTP method. FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing."""
-    if code == codes.FETCH and path_values == SLIDING_SYNC_PATH.split(b"/")[1:]:
-        code = codes.POST
+def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
+    """The HTTP method, and the segments of the whole path.
+
+    FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing.
+    """
     method = codes.CODE_TO_METHOD.get(code)
-    if method is None:
-        raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
-    return method
+    if method is not None:
+        return method, _read_segments(values, book)
+    if code == codes.FETCH:
+        with suppress(MappingError):
+            segments = _read_segments(values, book)
+            if segments == _SLIDING_SYNC:
+                return "POST", segments
+    raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
 
 
 def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:
@@ -175,26 +222,38 @@ def _check_key_version(version: int) -> int:
     return version
 
 
-def _check_critical(pairs: list[tuple[int, bytes]]) -> None:
+def _check_critical(pairs: list[tuple[int, bytes]], sticky: StickyState) -> None:
     """RFC 7252 section 5.4.1: a critical option that nobody serves is an error, never ignored."""
     for number, _ in pairs:
+        if number == X1_WRITTEN and sticky.allows_x1:
+            continue
         if number & 1 and number not in HANDLED_CRITICAL:
             raise MappingError(codes.BAD_OPTION, _UNRECOGNIZED, f"CoAP option {number} is not supported")
 
 
-def _read_path(values: list[bytes]) -> bytes:
-    """Uri-Path values -> percent-encoded path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
+def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ...]:
+    """Uri-Path values -> segments of the whole path. Uri-Path is not percent-encoded on the wire (5.10.1)."""
     try:
-        segments = paths_v1.expand([value.decode("utf-8") for value in values])
+        if book is None:
+            segments = paths_v1.expand([value.decode("utf-8") for value in values])
+        else:
+            segments = expand_path(values, book)
     except UnicodeDecodeError:
         raise _no_such_path("Uri-Path is not UTF-8") from None
     except UnknownPathError as error:
         raise _no_such_path(str(error)) from None
+    except CborError as error:
+        raise x1_refusal(error, _INVALID_PARAM) from None
     if "." in segments or ".." in segments:
         raise _no_such_path("Uri-Path may be neither . nor ..")
     is_client_api = len(segments) > 2 and segments[:2] == ("_matrix", "client")
     if not is_client_api and segments != (".well-known", "matrix", "client"):
         raise _no_such_path("Only the Client-Server API is served over CoAP")
+    return segments
+
+
+def _path(segments: tuple[str, ...]) -> bytes:
+    """The percent-encoded path."""
     return "".join("/" + quote(segment, safe=_SEGMENT_SAFE) for segment in segments).encode("ascii")
 
 
@@ -202,7 +261,17 @@ def _no_such_path(message: str) -> MappingError:
     return MappingError(codes.NOT_FOUND, _UNRECOGNIZED, message)
 
 
-def _read_query(values: list[bytes]) -> bytes:
+def _query_values(pairs: list[tuple[int, bytes]], book: AliasBook | None) -> Sequence[bytes]:
+    values = [value for number, value in pairs if number == URI_QUERY]
+    if book is None:
+        return values
+    try:
+        return expand_query(values, book)
+    except CborError as error:
+        raise x1_refusal(error, _INVALID_PARAM) from None
+
+
+def _read_query(values: Sequence[bytes]) -> bytes:
     """Uri-Query values, each `name=value` or `name`, -> query string.
 
     Literal as RFC 7252 section 6.4 has it, in which percent-encoding is undone before an option is
@@ -220,29 +289,47 @@ def _read_query(values: list[bytes]) -> bytes:
 
 def _read_accept(pairs: list[tuple[int, bytes]]) -> int | None:
     accept = first_uint(pairs, ACCEPT)
-    if accept not in (None, FORMAT_CBOR, FORMAT_JSON):
+    if accept is not None and accept not in FORMATS:
         raise MappingError(
-            codes.NOT_ACCEPTABLE, _INVALID_PARAM, "Answers come as 60 (CBOR) or 50 (JSON), nothing else"
+            codes.NOT_ACCEPTABLE,
+            _INVALID_PARAM,
+            "Answers come as 60 (CBOR), 11060 (CBOR, deflate) or 50 (JSON)",
         )
     return accept
 
 
-def _reply_format(content_format: int, sticky: StickyState) -> ReplyFormat:
-    return ReplyFormat(content_format, sticky.key_version if content_format == FORMAT_CBOR else None)
+def _reply_format(
+    content_format: int, sticky: StickyState, segments: tuple[str, ...] | None = None
+) -> ReplyFormat:
+    """How to write an answer; it is not compressed if it is not known what it answers."""
+    if content_format == FORMAT_JSON:
+        return ReplyFormat(FORMAT_JSON)
+    may_deflate = segments is not None and not takes_or_gives_secrets(segments)
+    return ReplyFormat(FORMAT_CBOR, sticky.key_version, content_format == FORMAT_CBOR_DEFLATE and may_deflate)
 
 
 def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState) -> ReplyFormat:
     """How to answer a request that could not be read: as it asks, or in its own format, or else in CBOR."""
+    if first_uint(pairs, ACCEPT) not in FORMATS:
+        with suppress(MappingError):
+            extension = read_extension(pairs, sticky)
+            if extension.book is not None:
+                return ReplyFormat(x1=extension.book)
     body_format = first_uint(pairs, CONTENT_FORMAT)
     if payload and body_format is None:
         body_format = sniff(payload)
     wanted = first_uint(pairs, ACCEPT)
-    if wanted not in (FORMAT_CBOR, FORMAT_JSON):
+    if wanted not in FORMATS:
         wanted = body_format if payload else FORMAT_CBOR
     return _reply_format(FORMAT_JSON if wanted == FORMAT_JSON else FORMAT_CBOR, sticky)
 
 
 def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
+    """Write an answer; see `encode_answer`."""
+    return encode_answer(response, reply).triple
+
+
+def encode_answer(response: MatrixResponse, reply: ReplyFormat) -> Answer:
     """Write an answer.
 
     A status that can have a body always gets one: `{}` for an empty success, a Matrix error for an
@@ -254,23 +341,31 @@ def encode_response(response: MatrixResponse, reply: ReplyFormat) -> CoapTriple:
         reply: From the request.
 
     Returns:
-        Code, options, payload. 5.00 with M_UNKNOWN if the body is no JSON value.
+        5.00 with M_UNKNOWN if the body is no JSON value.
     """
     code = codes.status_to_code(response.status)
-    if response.status in codes.BODILESS_STATUSES:
-        return code, [], b""
+    if response.status in codes.BODILESS_STATUSES or (reply.brief and code >> 5 == 2):
+        return Answer(code)
     body = response.body
     if body is NO_BODY:
         body = _default_body(response.status, code)
     try:
-        payload = write_body(body, reply)
+        answer = _write(code, body, reply)
     except CborError:
-        code = codes.INTERNAL_SERVER_ERROR
-        payload = write_body(_error_body("M_UNKNOWN", "The answer cannot be written"), reply)
-    options = [(CONTENT_FORMAT, encode_uint(reply.content_format))]
-    if code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
-        options += _max_age(response)
-    return code, options, payload
+        answer = _write(
+            codes.INTERNAL_SERVER_ERROR, _error_body("M_UNKNOWN", "The answer cannot be written"), reply
+        )
+    if answer.code in (codes.TOO_MANY_REQUESTS, codes.SERVICE_UNAVAILABLE):
+        answer.options.extend(_max_age(response))
+    return answer
+
+
+def _write(code: int, body: Any, reply: ReplyFormat) -> Answer:
+    if reply.x1 is not None:
+        encoded = write_x1_body(body, reply.x1, secret=reply.secret, lossy=True)
+        return Answer(code, [], encoded.data, encoded.definitions)
+    content_format, payload = write_body(body, reply)
+    return Answer(code, [(CONTENT_FORMAT, encode_uint(content_format))], payload)
 
 
 def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapTriple:
@@ -281,8 +376,7 @@ def encode_error(error: MappingError, reply: ReplyFormat | None = None) -> CoapT
         reply: How to write it; by default as the error itself says, or else in CBOR with text keys.
     """
     reply = reply or error.reply or ReplyFormat()
-    payload = write_body(_error_body(error.errcode, error.message), reply)
-    return error.code, [(CONTENT_FORMAT, encode_uint(reply.content_format))], payload
+    return _write(error.code, _error_body(error.errcode, error.message), reply).triple
 
 
 def _error_body(errcode: str, message: str) -> dict[str, str]:

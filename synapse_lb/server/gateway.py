@@ -18,8 +18,7 @@ import random
 from collections.abc import Hashable, Iterator
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
-from twisted.internet.address import IPv4Address, IPv6Address
+from attrs import define, frozen
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -39,6 +38,7 @@ from synapse_lb.coap.events import (
     RequestCancelled,
     RequestFailed,
     RequestReceived,
+    ResponseDelivered,
     ResponseUndelivered,
 )
 from synapse_lb.coap.numbers import OptionNumber, is_success
@@ -48,10 +48,18 @@ from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.coaps.clock import Clock
 from synapse_lb.coaps.driver import EndpointDriver
 from synapse_lb.msc3079.errors import MappingError
-from synapse_lb.msc3079.mapping import decode_request, effective_token, encode_error, encode_response
+from synapse_lb.msc3079.extension import X1_WRITTEN
+from synapse_lb.msc3079.mapping import (
+    MappingLimits,
+    decode_request,
+    effective_token,
+    encode_error,
+)
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
+from synapse_lb.msc3079.server_mapping import Answer, encode_answer
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.server.association import Association, plain
 from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.dispatcher import Address, Dispatcher
 from synapse_lb.server.http_size import http_size
@@ -61,12 +69,15 @@ from synapse_lb.server.roster import Present, Roster
 from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
 
-Encoded = tuple[int, list[tuple[int, bytes]], bytes]
+Settling = (
+    RequestCancelled | ResponseDelivered | ResponseUndelivered | NotificationDelivered | NotificationFailed
+)
+"""What tells of the outcome of something that was on its way to a client."""
 
 NOTIFICATION_MAX_AGE: Final = 65535
 """s: Max-Age of a notification, the longest that takes two bytes (RFC 7641 section 4.3.1). A result of /sync does not
 grow stale: while nothing is sent nothing has happened. An observer that has heard nothing for so long had better
-register again."""
+register again. x1 leaves it out: there a notification never grows stale."""
 
 
 class SecurePort(Protocol):
@@ -87,18 +98,11 @@ class SecurePort(Protocol):
     def rtt(self, association_id: int) -> float | None:
         """The round-trip time in seconds that the handshake measured."""
 
+    def longest_rtt(self, association_id: int) -> float | None:
+        """Seconds that no round trip exceeds, where there is no `rtt`."""
+
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
-
-
-@define
-class _Association:
-    address: Address
-    sticky: StickyState = field(factory=StickyState)
-    unproven: bool = False
-    """It has moved and has not yet answered at its new address."""
-    ping: int | None = None
-    """The exchange of the ping that it has to answer."""
 
 
 @define
@@ -119,6 +123,7 @@ class Gateway:
         limits: bounds of the endpoint.
         news: tells when an observer may have to be notified; None serves registrations as plain requests.
         observe: bounds of what is observed.
+        x1: whether clients may choose x1 (docs/extensions.md).
     """
 
     _log = Logger()
@@ -133,19 +138,23 @@ class Gateway:
         limits: Limits | None = None,
         news: NewsWaiter | None = None,
         observe: ObserveOptions | None = None,
+        x1: bool = True,
     ) -> None:
         self._dispatcher = dispatcher
+        self._x1 = x1
         self._parted: Observable | None = None
         self._port: SecurePort | None = None
-        self._associations: dict[int, _Association] = {}
+        self._associations: dict[int, Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters = GatewayCounters()
         self._roster = Roster(clock)
+        limits = limits if limits is not None else Limits()
+        self._body_limits = MappingLimits(max_inflated=limits.max_request_body)
         self.endpoint = Endpoint(
             random=random,
             tuning=tuning if tuning is not None else Tuning(q_block=True),
-            limits=limits if limits is not None else Limits(),
-            understood=(KEY_VERSION,),
+            limits=limits,
+            understood=(KEY_VERSION, X1_WRITTEN) if x1 else (KEY_VERSION,),
             scope=self._scope,
         )
         self._driver = EndpointDriver(self.endpoint, clock, self._send, self._on_event)
@@ -204,12 +213,14 @@ class Gateway:
     def association_established(self, association_id: int) -> None:
         """A client has completed its handshake."""
         port = self._attached()
-        self._associations[association_id] = _Association(_plain(port.peer_address(association_id)))
+        address = plain(port.peer_address(association_id))
+        self._associations[association_id] = Association(address, StickyState(allows_x1=self._x1))
         self._roster.came(association_id)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
             rtt=port.rtt(association_id),
+            longest_rtt=port.longest_rtt(association_id),
             now=self._driver.now(),
         )
         self._driver.flush()
@@ -233,7 +244,7 @@ class Gateway:
         if association is None:
             return
         self.counters.moved += 1
-        association.address = _plain(self._attached().peer_address(association_id))
+        association.address = plain(self._attached().peer_address(association_id))
         association.unproven = True
         if association.ping is not None:  # its answer would tell of another address
             self.endpoint.cancel(association.ping, self._driver.now())
@@ -251,19 +262,30 @@ class Gateway:
         if isinstance(event, RequestReceived):
             self._receive(event.peer, event.exchange, event.request, parted)
         elif isinstance(event, RequestCancelled):
+            self._settle(event, delivered=False)
             self._cancel(event.exchange, event.reason)
         elif isinstance(event, NotificationDelivered) and self.observer is not None:
+            self._settle(event, delivered=True)
             self.observer.delivered(event.exchange)
         elif isinstance(event, NotificationFailed) and self.observer is not None:
+            self._settle(event, delivered=False)
             self.observer.failed(event.exchange)
             if event.reason is not NotificationFailure.RESET:
                 self._give_up(event.peer)
+        elif isinstance(event, ResponseDelivered):
+            self._settle(event, delivered=True)
         elif isinstance(event, ResponseUndelivered):
+            self._settle(event, delivered=False)
             self.counters.undelivered += 1
         elif isinstance(event, PongReceived | RequestFailed):
             self._ping_ended(event)
 
-    def _ping(self, association_id: int, association: _Association) -> None:
+    def _settle(self, event: Settling, *, delivered: bool) -> None:
+        association = self._associations.get(event.peer) if isinstance(event.peer, int) else None
+        if association is not None:
+            association.settle(event.exchange, delivered=delivered)
+
+    def _ping(self, association_id: int, association: Association) -> None:
         try:
             association.ping = self.endpoint.ping(association_id, self._driver.now())
         except TooManyExchanges:
@@ -306,21 +328,23 @@ class Gateway:
         if association is None:
             return
         try:
-            matrix = decode_request(request.code, request.options, request.payload, association.sticky)
+            matrix = decode_request(
+                request.code, request.options, request.payload, association.sticky, self._body_limits
+            )
         except MappingError as error:
             self.counters.refused += 1
-            self._respond(exchange, encode_error(error))
+            self._respond(exchange, Answer(*encode_error(error)))
             return
         wants = wanted(request.code, request.options)
         observable = None if wants is None or self.observer is None else self.observer.observable(matrix)
         if observable is None or self.observer is None:
             self._serve(association, exchange, matrix)
         elif wants == DEREGISTER:
-            self._respond(exchange, encode_response(when_deregistered(observable, parted), matrix.reply))
+            self._respond(exchange, encode_answer(when_deregistered(observable, parted), matrix.reply))
         elif wants == REGISTER:
             self.observer.register(exchange, observable, _Channel(self, association, exchange, matrix))
 
-    def _serve(self, association: _Association, exchange: int, matrix: MatrixRequest) -> None:
+    def _serve(self, association: Association, exchange: int, matrix: MatrixRequest) -> None:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
@@ -341,7 +365,7 @@ class Gateway:
     def _answer(
         self,
         response: MatrixResponse | None,
-        association: _Association,
+        association: Association,
         exchange: int,
         request: MatrixRequest,
     ) -> int:
@@ -350,54 +374,63 @@ class Gateway:
         return 0 if response is None else self._finish(response, association, exchange, request)
 
     def _finish(
-        self, response: MatrixResponse, association: _Association, exchange: int, request: MatrixRequest
+        self, response: MatrixResponse, association: Association, exchange: int, request: MatrixRequest
     ) -> int:
-        _note_token_ended(association.sticky, request, response)
-        size = self._respond(exchange, self._encode(response, request))
-        self.counters.http_bytes += http_size(request, response, size)
+        association.settle(exchange, delivered=False)
+        association.note_token_ended(request, response)
+        answer = self._encode(response, request)
+        size = self._respond(exchange, answer)
+        if self.endpoint.is_delivering(exchange):
+            association.on_its_way(exchange, answer.definitions)
+        if size:
+            self.counters.http_bytes += http_size(request, response, size)
         return size
 
-    def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Encoded:
-        encoded = encode_response(response, request.reply)
-        if encoded[0] >> 5 == 5 and response.status < 500:
+    def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Answer:
+        encoded = encode_answer(response, request.reply)
+        if encoded.code >> 5 == 5 and response.status < 500:
             self.counters.failures += 1
             self._log.error("The answer to {request} could not be encoded", request=request)
         return encoded
 
-    def _notify(self, exchange: int, response: MatrixResponse, request: MatrixRequest) -> int | None:
+    def _notify(
+        self, exchange: int, response: MatrixResponse, association: Association, request: MatrixRequest
+    ) -> int | None:
         """Send a notification, or the last response if it cannot be sent; returns the bytes of the former."""
-        code, options, payload = encoded = self._encode(response, request)
-        if not is_success(code):
+        encoded = self._encode(response, request)
+        if not is_success(encoded.code):
             self._respond(exchange, encoded)
             return None
-        notified = Options.of(*options).with_uint(OptionNumber.MAX_AGE, NOTIFICATION_MAX_AGE)
+        options, payload = Options.of(*encoded.options), encoded.payload
+        if request.reply.x1 is None:
+            options = options.with_uint(OptionNumber.MAX_AGE, NOTIFICATION_MAX_AGE)
         try:
-            self.endpoint.notify(exchange, CoapResponse(code, notified, payload), self._driver.now())
+            self.endpoint.notify(exchange, CoapResponse(encoded.code, options, payload), self._driver.now())
         except ExchangeUnknown:
             # Ended by the client, of which the event is on its way.
             return 0
         except MessageTooLarge as error:
             body = {"errcode": "M_TOO_LARGE", "error": f"The result has {error.size} bytes"}
-            self._respond(exchange, encode_response(MatrixResponse(500, body), request.reply))
+            self._respond(exchange, encode_answer(MatrixResponse(500, body), request.reply))
             return None
+        association.on_its_way(exchange, encoded.definitions)
         self.counters.response_bytes += len(payload)
         self.counters.http_bytes += http_size(request, response, len(payload))
         self._driver.flush()
         return len(payload)
 
-    def _respond(self, exchange: int, encoded: Encoded) -> int:
-        code, options, payload = encoded
+    def _respond(self, exchange: int, answer: Answer) -> int:
+        options, report = Options.of(*answer.options), bool(answer.definitions)
+        response = CoapResponse(answer.code, options, answer.payload, report=report)
         try:
-            self.endpoint.respond(
-                exchange, CoapResponse(code, Options.of(*options), payload), self._driver.now()
-            )
+            self.endpoint.respond(exchange, response, self._driver.now())
         except ExchangeUnknown:
             # Cancelled by the client, of which the event is on its way.
             return 0
         self.counters.responses += 1
-        self.counters.response_bytes += len(payload)
+        self.counters.response_bytes += len(answer.payload)
         self._driver.flush()
-        return len(payload)
+        return len(answer.payload)
 
     def _cancel(self, exchange: int, reason: CancelReason) -> None:
         observed = None if self.observer is None else self.observer.cancelled(exchange)
@@ -434,7 +467,7 @@ class _Channel:
     """The way to the client of one registration (a ``Channel`` of `synapse_lb.server.sync_observer`)."""
 
     gateway: Gateway
-    association: _Association
+    association: Association
     exchange: int
     request: MatrixRequest
 
@@ -445,29 +478,8 @@ class _Channel:
 
     def notify(self, response: MatrixResponse) -> int | None:
         """Send a notification; None if it cannot be sent."""
-        return self.gateway._notify(self.exchange, response, self.request)
+        return self.gateway._notify(self.exchange, response, self.association, self.request)
 
     def finish(self, response: MatrixResponse) -> int:
         """Send the last response."""
         return self.gateway._finish(response, self.association, self.exchange, self.request)
-
-
-def _note_token_ended(sticky: StickyState, request: MatrixRequest, response: MatrixResponse) -> None:
-    """Forget a sticky token that has ended, unless the client has given another one meanwhile."""
-    if request.access_token is None or request.access_token != sticky.token:
-        return
-    logged_out = response.status == 200 and request.path.endswith((b"/logout", b"/logout/all"))
-    unknown = (
-        response.status == 401
-        and isinstance(response.body, dict)
-        and response.body.get("errcode") == "M_UNKNOWN_TOKEN"
-    )
-    if logged_out or unknown:
-        sticky.forget_token()
-
-
-def _plain(address: Address) -> Address:
-    """An IPv4 client of a dual-stack socket has its IPv4 address (RFC 4291 section 2.5.5.2)."""
-    if isinstance(address, IPv6Address) and address.host.startswith("::ffff:") and "." in address.host:
-        return IPv4Address(address.type, address.host.removeprefix("::ffff:"), address.port)
-    return address

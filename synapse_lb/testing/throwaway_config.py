@@ -60,9 +60,9 @@ class Settings:
     address: str
     https: bool
     http_resources: list[str]
-    compress: bool
-    certificate: tuple[bytes, bytes] | None = attrs.field(repr=False)
     extra_config: dict[str, Any]
+    compress: bool = False
+    certificate: tuple[bytes, bytes] | None = attrs.field(default=None, repr=False)
 
 
 def write(folder: Path, settings: Settings, *, http: int, https: int, lowbandwidth: int) -> None:

@@ -89,6 +89,8 @@ class Association:
             datagram: so it reads all of a datagram, and the same can be done for it.
         resumed: Whether the handshake resumed a session.
         rtt: Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
+        longest_rtt: Seconds from the first copy of a repeated flight to its answer: no round trip takes longer. None if
+            there is no such flight.
     """
 
     __slots__ = (
@@ -111,6 +113,7 @@ class Association:
         "client",
         "cookie_wanted",
         "established",
+        "longest_rtt",
         "newest",
         "peer_packs",
         "resumed",
@@ -148,6 +151,7 @@ class Association:
         self.peer_packs = False
         self.resumed = False
         self.rtt: float | None = None
+        self.longest_rtt: float | None = None
 
     @property
     def gone(self) -> bool:
@@ -406,9 +410,12 @@ class Association:
         """Take the round-trip time from a flight that was sent once to the answer that brings news."""
         news = datagram.encrypted or datagram.message_sequence > self._peer_message_sequence
         self._peer_message_sequence = max(self._peer_message_sequence, datagram.message_sequence)
-        if news and self._flight_sent_at is not None and self.rtt is None:
-            self.rtt = max(0.0, now - self._flight_sent_at)
-            self._timer.measured(self.rtt)
+        if news and self.rtt is None:
+            if self._flight_sent_at is not None:
+                self.rtt = max(0.0, now - self._flight_sent_at)
+                self._timer.measured(self.rtt)
+            elif self._flights.first_sent_at and self.longest_rtt is None:
+                self.longest_rtt = max(0.0, now - self._flights.first_sent_at)
         self._flight_sent_at = None
 
     def _run(self, datagram: records.Datagram | None) -> Progress:

@@ -92,6 +92,11 @@ class ClientAssociation:
         return self._protocol.association.rtt
 
     @property
+    def longest_rtt(self) -> float | None:
+        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None."""
+        return self._protocol.association.longest_rtt
+
+    @property
     def resumed(self) -> bool:
         """Whether the handshake resumed a session."""
         return self._protocol.association.resumed

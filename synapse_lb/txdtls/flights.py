@@ -101,12 +101,14 @@ class Flights:
     Attributes:
         ready: The end of the handshake was written: keys are there.
         sent_at: When the last flight left, in monotonic seconds.
+        first_sent_at: When its first copy did.
     """
 
     _sequence: int
     _merge: int
     ready: bool = False
     sent_at: float = 0.0
+    first_sent_at: float = 0.0
     _current: list[bytes] = attrs.field(factory=list)
     _last: tuple[int, int] = (-1, -1)
     _changed: bool = False
@@ -133,7 +135,8 @@ class Flights:
             else:
                 repeated = True
         if flight:
-            self._current, self.sent_at, self._copies = flight, now, 0
+            self._current, self._copies = flight, 0
+            self.sent_at = self.first_sent_at = now
         return self._numbered([*flight, *others]), bool(flight), repeated
 
     def again(self, now: float, seal: Callable[[bytes], bytes]) -> list[bytes]:

@@ -161,6 +161,14 @@ class DTLSServerPort(DatagramProtocol):
         """
         return self._entry(association_id).association.rtt
 
+    def longest_rtt(self, association_id: int) -> float | None:
+        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None.
+
+        Raises:
+            AssociationGone: There is no such established association.
+        """
+        return self._entry(association_id).association.longest_rtt
+
     def replace_context(self, context: ServerContext) -> None:
         """Use another certificate for handshakes that begin from now on; associations stay.
 

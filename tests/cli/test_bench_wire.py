@@ -19,6 +19,7 @@ from synapse_lb.cli.wire.operations import CIPHERTEXT_LENGTH, OPERATIONS, Fabric
 from synapse_lb.cli.wire.report import Column, Report
 from synapse_lb.cli.wire.scene import certificate_of_length
 from synapse_lb.client.counters import Traffic
+from synapse_lb.client.persistence import Persistence
 from synapse_lb.testing.throwaway import SynapseMissing, ThrowawayHomeserver
 
 
@@ -47,8 +48,8 @@ class ReportTests(SynchronousTestCase):
         self.assertEqual(len({len(line) for line in [*lines[:3], *rows]}), 1, "columns are aligned")
         self.assertEqual(rows[2].split()[-8:], ["2", "100", "+", "200", "=", "300", "3", "1,029"])
         self.assertTrue(rows[0].endswith("-        -"), rows[0])
-        self.assertIn("initial sync, 7 rooms x 20 messages", rows[10])
-        self.assertIn("746,912", rows[10])
+        initial = next(row for row in rows if row.startswith("initial sync, 7 rooms x 20 messages"))
+        self.assertIn("746,912", initial)
         self.assertEqual(lines[-2], "MISSED few bytes: 11 (at most 10)")
 
     def test_markdown(self) -> None:
@@ -78,6 +79,7 @@ class GoalsTests(SynchronousTestCase):
         self.assertTrue(held["v1: first connection, bytes"].holds)
         self.assertEqual(held["v1: first connection, packets"].most, 8)
         self.assertFalse(held["v1: resumed connection, packets"].holds)
+        self.assertEqual(held["idle observer, bytes a minute"].measured, 1600 * 60 / Persistence().heartbeat)
 
     def test_without_cookie(self) -> None:
         """Fewer packets were sent, so fewer bytes may be."""
@@ -92,7 +94,7 @@ class GoalsTests(SynchronousTestCase):
     def test_shares(self) -> None:
         v1, x1 = all_of(traffic(1, 100, 100)), all_of(traffic(1, 60, 60))
         held = self.held({"v1": v1, "x1": x1}, gzip={"sync_initial": Wire(2, 100)})
-        self.assertTrue(held["x1: encrypted event, share of version 1"].holds)
+        self.assertTrue(held["x1: encrypted event, sent: share of version 1"].holds)
         self.assertFalse(held["x1: initial sync, share of HTTPS with gzip"].holds)
         self.assertEqual(held["x1: initial sync, share of HTTPS with gzip"].measured, 1.2)
         self.assertEqual(held['x1: "Hello World", request'].measured, 60)
@@ -108,13 +110,15 @@ class OperationsTests(SynchronousTestCase):
         self.assertEqual({len(each) for each in ids[:62]}, {1})
 
     def test_megolm(self) -> None:
-        """As Megolm has it: unpadded base64 of whole octets, keys of 32."""
-        content = Fabric(1).megolm("ABCDEFGHIJ")
-        self.assertEqual(len(content["ciphertext"]), CIPHERTEXT_LENGTH)
-        self.assertEqual(len(base64.b64decode(content["ciphertext"] + "==")), 300)
-        self.assertEqual((len(content["sender_key"]), len(content["session_id"])), (43, 43))
-        self.assertNotEqual(content, Fabric(2).megolm("ABCDEFGHIJ"))
-        self.assertEqual(content, Fabric(1).megolm("ABCDEFGHIJ"))
+        """As Megolm has it: unpadded base64 of whole octets, keys of 32; one session has many events."""
+        session = Fabric(1).megolm_session("ABCDEFGHIJ")
+        first, second = session.event(), session.event()
+        self.assertEqual(len(first["ciphertext"]), CIPHERTEXT_LENGTH)
+        self.assertEqual(len(base64.b64decode(first["ciphertext"] + "==")), 300)
+        self.assertEqual((len(first["sender_key"]), len(first["session_id"])), (43, 43))
+        different = {key for key in first if first[key] != second[key]}
+        self.assertEqual(different, {"ciphertext"})
+        self.assertEqual(Fabric(1).megolm_session("ABCDEFGHIJ").event(), first)
 
     def test_paths(self) -> None:
         call = operations.receipt("!a:b", "$c/d")

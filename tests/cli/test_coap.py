@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
 from tests.client.harness import REACTOR, LoopbackTestCase, PlainServer, RecordingGateway, Server, until
 
 CBOR = Options().with_uint(OptionNumber.CONTENT_FORMAT, 60)
+DEFLATED = Options().with_uint(OptionNumber.CONTENT_FORMAT, 11060)
 JSON = Options().with_uint(OptionNumber.CONTENT_FORMAT, 50)
 
 
@@ -210,6 +212,53 @@ class JsonTests(CoapTestCase):
     async def test_empty_answer(self) -> None:
         server, _ = self.start_plain(CoapResponse(Code.CHANGED))
         self.assertEqual(await self.get(server, "/", "--json"), b"")
+
+
+class DeflateTests(CoapTestCase):
+    BODY = json.dumps({"filler": "x" * 200})
+
+    async def test_both_ways(self) -> None:
+        server = self.start_server()
+        output = await self.get(server, "/_matrix/client/v3/a", "--deflate", "--json", "-d", self.BODY)
+        self.assertEqual(json.loads(output)["json"], json.loads(self.BODY))
+        request = self.last(server)
+        self.assertEqual(zlib.decompress(request.payload), encode(json.loads(self.BODY), 1))
+        formats = [
+            request.options.get_uint(each) for each in (OptionNumber.CONTENT_FORMAT, OptionNumber.ACCEPT)
+        ]
+        self.assertEqual(formats, [11060, 11060])
+
+    async def test_answer_as_it_came(self) -> None:
+        body = encode({"filler": "x" * 200})
+        server, _ = self.start_plain(CoapResponse(Code.CONTENT, DEFLATED, zlib.compress(body)))
+        self.assertEqual(zlib.decompress(await self.get(server, "/x")), body)
+
+    async def test_answer_that_is_not_compressed_at_all(self) -> None:
+        server, _ = self.start_plain(CoapResponse(Code.CONTENT, DEFLATED, b"\xa0"))
+        await self.get(server, "/x", "--json", status=56)
+
+    async def test_not_a_secret_and_not_what_gets_larger(self) -> None:
+        server = self.start_server()
+        for path, body in (
+            ("login", self.BODY),
+            ("a", '{"type": "x"}'),
+            ("a", f'{{"password": {self.BODY}}}'),
+        ):
+            await self.get(server, f"/_matrix/client/v3/{path}", "--deflate", "--json", "-d", body)
+            self.assertEqual(self.last(server).options.get_uint(OptionNumber.CONTENT_FORMAT), 60)
+
+    async def test_other_bodies_stay_as_they_are(self) -> None:
+        server = self.start_server()
+        await self.get(server, "/_matrix/client/v3/a", "--deflate", "-d", self.BODY)
+        request = self.last(server)
+        self.assertEqual(request.payload, self.BODY.encode())
+        self.assertEqual(request.options.get_uint(OptionNumber.CONTENT_FORMAT), 50)
+
+    async def test_media_type(self) -> None:
+        server = self.start_server()
+        await self.get(server, "/_matrix/client/v3/a", "-v", "-H", "Accept: application/cbor;deflate")
+        self.assertEqual(self.last(server).options.get_uint(OptionNumber.ACCEPT), 11060)
+        self.assertIn("> Accept: application/cbor;deflate", self.terminal.errors())
 
 
 class OutputTests(CoapTestCase):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -58,6 +59,17 @@ class VectorTests(JcTestCase):
     def test_error_both_ways(self) -> None:
         self.assertEqual(self.jc("--hex", "-", stdin=ERROR.encode()), ERROR_CBOR.encode() + b"\n")
         self.assertEqual(self.jc("-c2j", ERROR_CBOR), b'{"errcode":"M_UNKNOWN","error":"something"}\n')
+
+
+class DeflateTests(JcTestCase):
+    def test_both_ways(self) -> None:
+        compressed = self.jc("--deflate", MESSAGE)
+        self.assertEqual(zlib.decompress(compressed), bytes.fromhex(MESSAGE_CBOR))
+        self.assertEqual(json.loads(self.jc("-c2j", "--deflate", stdin=compressed)), json.loads(MESSAGE))
+
+    def test_not_compressed(self) -> None:
+        self.jc("-c2j", "--deflate", ERROR_CBOR, status=1)
+        self.assertIn("deflate", self.terminal.errors())
 
 
 class InputTests(JcTestCase):

@@ -9,6 +9,7 @@ some bytes, so each ceiling is that much above what is usual.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -28,6 +29,8 @@ from tests.txdtls.support import SERVER, write_pair
 
 UDP = 28
 PATH = "/_matrix/client/r0/rooms/%21" + "r" * 43 + "/send/m.room.message/1"
+X1_PATH = "/_matrix/client/v3/rooms/!OGEhHVWSdvArJzumhmQxWyZb0Pq-Kd_7fT3uLsVnEjA/send/m.room.message/1"
+"""As long; x1 has nothing for a room id that no server would make."""
 
 
 class Synapse:
@@ -39,7 +42,7 @@ class Synapse:
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """An event id of 44 characters."""
         answer: Deferred[MatrixResponse] = Deferred()
-        response = MatrixResponse(200, {"event_id": "$" + "e" * 43})
+        response = MatrixResponse(200, {"event_id": "$eCY91UGSF5P-CCGLehGGjflBO80LIlXc7AQQs-5kfGE"})
         self._network.callLater(0.012, answer.callback, response)
         return answer
 
@@ -78,7 +81,14 @@ class FirstBytesTests(TestCase):
         self.addCleanup(port.shutdown)
 
     def send(
-        self, what: str, session: bytes | None = None, *, again: bool = False
+        self,
+        what: str,
+        session: bytes | None = None,
+        *,
+        again: bool = False,
+        path: str = PATH,
+        brief: bool = False,
+        **settings: Any,
     ) -> tuple[int, int, bytes | None]:
         """Connect, send and get the answer: packets, bytes, and the session.
 
@@ -86,6 +96,9 @@ class FirstBytesTests(TestCase):
             what: for the report.
             session: to be resumed.
             again: by a client that has been connected before, and knows that the server wants a cookie.
+            path: of the request.
+            brief: without the answer's body.
+            settings: of the client.
         """
         client = LowBandwidthClient(
             self.network,
@@ -93,6 +106,7 @@ class FirstBytesTests(TestCase):
             verification=ClientVerification.ca_file(self.paths[0]),
             session=session,
             random=random.Random(2),
+            **settings,
         )
         if again:
             client.connect()
@@ -102,7 +116,7 @@ class FirstBytesTests(TestCase):
             self.network.advance(1.0)
         self.network.sent.clear()
         body = {"msgtype": "m.text", "body": "Hello World"}
-        answer = client.request("PUT", PATH, json=body, token="syt_" + "t" * 34)
+        answer = client.request("PUT", path, json=body, token="syt_" + "t" * 34, brief=brief)
         self.network.advance(1.0)
         self.assertEqual(self.successResultOf(answer).status, 200)
         sizes = [len(data) + UDP for _, _, data in self.network.sent]
@@ -121,6 +135,15 @@ class FirstBytesTests(TestCase):
         first = self.send("first, no cookie")
         self.assert_at_most(first, 4, 1474)
         self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 757)
+
+    def test_with_x1(self) -> None:
+        """The request and its answer in x1, of which the client knows that the server has it."""
+        self.serve("auto")
+        x1: dict[str, Any] = {"extensions": "known", "path": X1_PATH}
+        first = self.send("first, x1", **x1)
+        self.assert_at_most(first, 4, 1423)
+        self.assert_at_most(self.send("resumed, x1", first[2], **x1), 4, 706)
+        self.assert_at_most(self.send("resumed, x1, brief", first[2], brief=True, **x1), 4, 673)
 
     def test_with_a_cookie(self) -> None:
         self.serve("always")

@@ -29,6 +29,7 @@ class GatewayTestCase(LoopbackTestCase):
         super().setUp()
         self.homeserver = FakeHomeserver(REACTOR)
         self.bodies: list[dict[str, Any]] = []
+        self.states: list[State] = []
         self.said: list[str] = []
         self.sent: list[str] = []
 
@@ -46,7 +47,12 @@ class GatewayTestCase(LoopbackTestCase):
 
     def observe(self, client: LowBandwidthClient, since: str | None = None) -> Observation:
         """Observe as Alice."""
-        return client.observe_sync(since, self.bodies.append, token="alice-1")
+        return client.observe_sync(
+            since,
+            self.bodies.append,
+            token="alice-1",
+            on_change=lambda change: self.states.append(change.state),
+        )
 
     def say(self, *texts: str) -> None:
         """Messages and to-device messages."""
@@ -91,11 +97,11 @@ class GatewayTests(GatewayTestCase):
     async def test_planned_restart(self) -> None:
         self.patch(sync_observer, "RESTART_DELAY", 0.0)
         server, gateway = self.start_gateway()
-        observation = self.observe(self.client_at(server.port))
+        self.observe(self.client_at(server.port))
         self.say("a")
         await self.caught_up()
         gateway.end_observations()
-        await until(lambda: observation.state is State.WAITING)
+        await until(lambda: State.WAITING in self.states)
         await server.stop()
         self.say("b")
         self.start_gateway(server.port)

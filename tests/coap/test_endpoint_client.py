@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.coap.errors import (
@@ -25,6 +27,7 @@ from synapse_lb.coap.events import (
 )
 from synapse_lb.coap.numbers import Code, OptionNumber
 from synapse_lb.coap.options import Options
+from synapse_lb.coap.peers import PeerState
 from synapse_lb.coap.tuning import Limits, Tuning
 from tests.coap.lockstep import Script
 
@@ -123,30 +126,54 @@ class Matching(ClientTestCase):
             script.peer_sends(f'ACK [$m{index}] 2.05 Token=$t{index} "fine"')
             self.has_response(exchanges[index])
 
-    def test_tokens_are_short_and_not_used_again_soon(self) -> None:
-        script = self.script
-        seen = []
-        for _ in range(300):
+    def tokens_of(self, count: int) -> list[bytes]:
+        """The tokens of so many requests, each answered before the next."""
+        script, seen = self.script, []
+        for _ in range(count):
             self.request()
             sent = script.endpoint_sends("CON [$m] GET /a Token=$t")
             script.peer_sends("ACK [$m] 2.05 Token=$t")
             seen.append(sent.token)
             script.event(ResponseReceived)
             script.bound.clear()
+        return seen
+
+    def test_tokens_are_short_and_not_used_again_soon(self) -> None:
+        seen = self.tokens_of(300)
         self.assertEqual(len(set(seen)), 300)
         self.assertEqual({len(token) for token in seen[:255]}, {1})
         self.assertEqual({len(token) for token in seen[255:]}, {2})
 
-    def test_a_token_that_is_in_use_is_skipped(self) -> None:
+    def test_tokens_are_short_again_after_a_while(self) -> None:
+        lifetime = self.script.endpoint._core.tuning.exchange_lifetime
+        self.tokens_of(260)
+        self.script.passes(lifetime / 2)
+        self.assertEqual({len(token) for token in self.tokens_of(10)}, {2})
+        self.script.passes(lifetime / 2 + 1)
+        self.assertEqual({len(token) for token in self.tokens_of(255)}, {1})
+
+    def test_a_token_that_was_in_use_for_long_rests_as_well(self) -> None:
         script = self.script
-        first = self.request()
+        self.request(CoapRequest(Code.GET, Options.of((OptionNumber.URI_PATH, b"b")), confirmable=False))
+        first = script.datagrams()[0].token
         state = script.endpoint._core.peers["peer"]
-        state.last_token = 0xFFFF  # all have been used once
-        second = self.request(NON_GET)
-        tokens = [sent.token for sent in script.datagrams()]
-        self.assertEqual(tokens, [b"\x01", b"\x02"])
-        script.endpoint.cancel(first, script.now)
-        script.endpoint.cancel(second, script.now)
+        exchange = state.requesting[first]
+        seen = self.tokens_of(254)
+        script.passes(script.endpoint._core.tuning.exchange_lifetime + 1)
+        self.assertNotIn(first, seen)
+        script.endpoint.cancel(exchange.id, script.now)
+        self.assertEqual(self.tokens_of(2), seen[:2])
+
+    def test_a_token_that_is_in_use_is_skipped(self) -> None:
+        anything: Any = object()
+        state = PeerState("peer", anything, 0, anything)
+        tokens = [state.take_token(0.0, 10.0) for _ in range(255)]
+        state.requesting[tokens[0]] = state.requesting[b"\x01\x00"] = anything
+        self.assertEqual(state.take_token(5.0, 10.0), b"\x01\x01")
+        self.assertEqual(state.take_token(11.0, 10.0), tokens[1])
+        state.long_token = 0xFFFF  # all have been used once
+        state.short_tokens = dict.fromkeys(tokens, 11.0)
+        self.assertEqual(state.take_token(11.0, 10.0), b"\x01\x01")
 
     def test_unknown_critical_option_piggybacked(self) -> None:
         """RFC 7252 section 5.4.1: the response is rejected."""

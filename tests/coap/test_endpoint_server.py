@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.coap.endpoint import Endpoint
@@ -14,6 +15,7 @@ from synapse_lb.coap.events import (
     CoapResponse,
     RequestCancelled,
     RequestReceived,
+    ResponseDelivered,
     ResponseUndelivered,
 )
 from synapse_lb.coap.message import Message
@@ -171,6 +173,36 @@ class SeparateResponses(ServerTestCase):
             script.endpoint_sends('CON [$m] 2.05 Token=01 "fine"')
         script.peer_sends("ACK [$m]")
         self.assertEqual(script.endpoint.counters.retransmissions, 3)
+        script.passes(200)
+
+    def test_delivery_is_reported_if_wanted(self) -> None:
+        script = self.script
+        exchange = self._separate()
+        self.assertFalse(script.endpoint.is_delivering(exchange))
+        script.endpoint.respond(exchange, attrs.evolve(OK, report=True), script.now)
+        self.assertTrue(script.endpoint.is_delivering(exchange))
+        script.endpoint_sends('CON [$m] 2.05 Token=01 "fine"')
+        script.no_event()
+        script.peer_sends("ACK [$m]")
+        self.assertEqual(script.event(ResponseDelivered), ResponseDelivered("peer", exchange))
+        self.assertFalse(script.endpoint.is_delivering(exchange))
+
+    def test_delivery_that_cannot_be_known_is_not_reported(self) -> None:
+        """In an ACK; in blocks, of which the last may never be fetched."""
+        script = self.script
+        script.peer_sends("CON [7] GET /a Token=02")
+        exchange = self.received()
+        script.endpoint.respond(exchange, attrs.evolve(OK, report=True), script.now)
+        self.assertFalse(script.endpoint.is_delivering(exchange))
+        script.endpoint_sends('ACK [7] 2.05 Token=02 "fine"')
+        exchange = self._separate()
+        script.endpoint.respond(
+            exchange, CoapResponse(Code.CONTENT, payload=bytes(3000), report=True), script.now
+        )
+        self.assertFalse(script.endpoint.is_delivering(exchange))
+        (message,) = script.datagrams()
+        script.peer_sends_bytes(Message(Type.ACK, 0, message.message_id).encode())
+        script.no_event()
         script.passes(200)
 
     def test_never_acknowledged(self) -> None:

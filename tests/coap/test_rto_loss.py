@@ -92,5 +92,28 @@ class LossAndDelayTests(SynchronousTestCase):
         source = random.Random(1)
         rto = RetransmissionTimeout(TUNING)
         rto.sample(300.0)
-        self.assertTrue(all(60.0 <= rto.draw(source) <= 90.0 for _ in range(100)))
-        self.assertLessEqual(rto.draw(source, allowance=20.0), 90.0)
+        self.assertTrue(all(120.0 <= rto.draw(source) <= 180.0 for _ in range(100)))
+        self.assertLessEqual(rto.draw(source, allowance=20.0), 180.0)
+
+    def test_what_no_round_trip_exceeds(self) -> None:
+        """A bound is the timeout until something was measured, if it is longer than the default."""
+        rto = RetransmissionTimeout(TUNING)
+        rto.at_most(0.5)
+        self.assertEqual(rto.timeout, 2.0)
+        rto.at_most(30.0)
+        self.assertEqual((rto.timeout, rto.smoothed_rtt), (30.0, None))
+        rto.sample(0.2)
+        self.assertAlmostEqual(rto.timeout, 0.6)
+        rto.at_most(30.0)
+        self.assertAlmostEqual(rto.timeout, 0.6)
+
+    def test_a_first_message_that_was_repeated(self) -> None:
+        """Nothing else is known: the next one is waited for longer than the acknowledgement of this one took."""
+        rto = RetransmissionTimeout(TUNING)
+        rto.backed_off(4.0)
+        rto.repeated(9.0, 2.0, 2)
+        self.assertEqual(rto.timeout, 13.5)
+        rto = RetransmissionTimeout(Tuning(adaptive_rto=False))
+        rto.repeated(9.0, 2.0, 2)
+        rto.at_most(9.0)
+        self.assertEqual(rto.timeout, 2.0)

@@ -118,6 +118,22 @@ class BenchTests(SynchronousTestCase):
             self.assertGreater(row["pushed_message_bytes"], observe["pushed_message_bytes"])
         self.assertEqual(observe["pushed_message_packets"], 2)
 
+    def test_slow(self) -> None:
+        """The conversation comes to its end; nothing is sent twice for nothing once the timer has learnt."""
+        value = self.measure("slow", "--links", "9600", "--messages", "1")
+        if value is None:
+            return
+        calm, slow = value["links"]
+        self.assertEqual((calm["error"], slow["error"]), (None, None))
+        names = ["connect", "log in", "first sync", "send 1", "sync 1", "observe", "push 1"]
+        for link in (calm, slow):
+            self.assertEqual([step["name"] for step in link["steps"]], names)
+        for step in slow["steps"]:
+            # Each direction has the whole rate.
+            self.assertGreater(step["seconds"], step["bytes"] * 8 / 9600 / 2 - 0.2, step)
+            self.assertEqual(step["lost"], 0)
+        self.assertEqual([step["spurious"] for step in slow["steps"][3:]], [0] * 4)
+
     def test_interrupted(self) -> None:
         """Ctrl-C in the midst of it: one line, and nothing stays."""
         process = self.start(

@@ -150,5 +150,6 @@ class SameAsHttpTests(SynapseTestCase):
                 "coap_enum_version": 1,
                 "observe": 1,
                 "q_block": 1,
+                "x1": 1,
             },
         )

@@ -18,9 +18,11 @@ from synapse_lb.homeserver.config import (
     check_listeners,
     parse_listener,
 )
-from synapse_lb.homeserver.module import LowBandwidthModule
+from synapse_lb.homeserver.module import LowBandwidthModule, versions_content
 from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
+
+EXTENSIONS = {"observe", "q_block", "x1"}
 
 
 def listener(**options: Any) -> LowBandwidthListenerConfig:
@@ -41,6 +43,7 @@ class ListenerTests(SynchronousTestCase):
                 tag="8008",
                 advertised_port=8008,
                 observe=True,
+                x1=True,
                 observe_options=ObserveOptions(),
                 dtls=ServerOptions(),
                 limits=Limits(),
@@ -67,6 +70,13 @@ class ListenerTests(SynchronousTestCase):
         config = listener(advertised_port=443, tag="lb")
         self.assertEqual((config.port, config.advertised_port, config.tag), (8008, 443, "lb"))
         self.assertFalse(listener(advertise=False).advertise)
+
+    def test_what_is_advertised(self) -> None:
+        """Only what is served."""
+        everything = versions_content(listener())
+        self.assertEqual({name: everything[name] for name in EXTENSIONS}, dict.fromkeys(EXTENSIONS, 1))
+        less = versions_content(listener(x1=False, observe=False, tuning={"q_block": False}))
+        self.assertEqual(set(everything) - set(less), EXTENSIONS)
 
     def test_observing(self) -> None:
         config = listener(

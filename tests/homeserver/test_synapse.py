@@ -97,6 +97,7 @@ class ServingTests(SynapseTestCase):
                 "coap_enum_version": 1,
                 "observe": 1,
                 "q_block": 1,
+                "x1": 1,
             },
         )
 

@@ -12,6 +12,8 @@ import attrs
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 PACKAGE: Final = "synapse_lb"
+FOREIGN: Final = {"__pycache__", "node_modules"}
+"""Folders in which nothing is ours."""
 
 
 @attrs.frozen
@@ -34,7 +36,8 @@ class Import:
 
 def python_files(*folders: str) -> list[Path]:
     """Every Python source under these folders of the project, sorted."""
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    found = (path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    return sorted(path for path in found if not FOREIGN & set(path.parts))
 
 
 def package_files() -> list[Path]:
@@ -47,7 +50,7 @@ def own_files() -> list[Path]:
     folders = [ROOT / name for name in (PACKAGE, "tests", "tools", "docs", ".ci")]
     files = [path for path in ROOT.iterdir() if path.is_file() and path.name != "LICENSE"]
     files += [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return sorted(path for path in files if "__pycache__" not in path.parts and ".egg-info" not in str(path))
+    return sorted(path for path in files if not FOREIGN & set(path.parts) and ".egg-info" not in str(path))
 
 
 def relative(path: Path) -> str:

@@ -34,7 +34,7 @@ class ChecksTests(SynchronousTestCase):
         """Run one class of the samples in a real child process."""
         (self.folder / "results").mkdir(exist_ok=True)
         with redirect_stdout(io.StringIO()):
-            return checks.tests("samples", [f"{SAMPLES}.{name}"], limit)
+            return checks.tests("samples", f"{SAMPLES}.{name}".split(","), limit)
 
     def test_counts(self) -> None:
         """A passed, a failed and a skipped test are told apart and named."""
@@ -42,6 +42,10 @@ class ChecksTests(SynchronousTestCase):
         self.assertEqual(outcome[:3], (1, 1, 1))
         self.assertEqual(outcome.notes[0], f"failed: {SAMPLES}.Mixed.test_bad")
         self.assertEqual(outcome.notes[1], f"skipped: {SAMPLES}.Mixed.test_skipped: the moon is down")
+
+    def test_left_out(self) -> None:
+        """A name after a minus takes its tests out of what the others name."""
+        self.assertEqual(self.run_samples(f"Mixed,-{SAMPLES}.Mixed.test_bad,-{SAMPLES}.Mix")[:3], (1, 0, 1))
 
     def test_two_faults_are_one_failed_test(self) -> None:
         """A test whose cleaning up fails too is counted once."""

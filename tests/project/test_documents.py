@@ -40,7 +40,7 @@ def anchors(path: Path) -> set[str]:
 
 def make_targets() -> set[str]:
     """What `make` can be asked for."""
-    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 def setup_cfg() -> configparser.ConfigParser:
@@ -93,7 +93,7 @@ class CommandsTests(SynchronousTestCase):
         wrong = [
             f"{relative(path)}: make {name}"
             for path in documents()
-            for name in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", path.read_text(), re.MULTILINE)
+            for name in re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", path.read_text(), re.MULTILINE)
             if name not in make_targets()
         ]
         self.assertEqual(wrong, [])

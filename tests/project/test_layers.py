@@ -31,9 +31,10 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "server": WIRE,
     "homeserver": WIRE | {"server"},
     "client": WIRE,
+    "proxy": WIRE | {"client"},
     "standalone": WIRE | {"server", "client"},
     "testing": WIRE | {"server", "homeserver", "client"},
-    "cli": WIRE | {"client", "standalone", "testing"},
+    "cli": WIRE | {"client", "proxy", "standalone", "testing"},
     "(top)": frozenset({"homeserver"}),
 }
 """What each room may import of the others. ``(top)`` is `synapse_lb/__init__.py`; every room may import its version."""

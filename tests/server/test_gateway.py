@@ -78,6 +78,9 @@ class FakePort:
     def rtt(self, association_id: int) -> float | None:
         return 0.05
 
+    def longest_rtt(self, association_id: int) -> float | None:
+        return None
+
 
 class Client:
     """One association: a CoAP endpoint at its other end."""

@@ -36,6 +36,7 @@ class MessageTests(NetworkTestCase):
         self.assertIsInstance(address, IPv4Address)
         self.assertEqual((address.host, address.type), ("127.0.0.1", "UDP"))
         self.assertEqual(self.server.max_message_size(known), association.max_message_size)
+        self.assertEqual((self.server.longest_rtt(known), association.longest_rtt), (None, None))
         for rtt in (self.server.rtt(known), association.rtt):
             assert rtt is not None
             self.assertAlmostEqual(rtt, 0.02, delta=0.005)
@@ -56,6 +57,9 @@ class MessageTests(NetworkTestCase):
         client.shake_hands(association)
         self.assertEqual(self.handler.up, [1])
         self.assertIsNone(self.server.rtt(1))
+        longest = self.server.longest_rtt(1)
+        assert longest is not None
+        self.assertApproximates(longest, 1.2, 0.05)
 
     def test_too_large_empty_and_unknown(self) -> None:
         association = self.connect()
@@ -67,7 +71,12 @@ class MessageTests(NetworkTestCase):
             self.assertEqual((error.size, error.limit), (limit + 1, limit))
             self.assertRaises(ValueError, send, b"")
         self.assertEqual(len(self.network.sent), before)
-        for ask in (self.server.peer_address, self.server.max_message_size, self.server.rtt):
+        for ask in (
+            self.server.peer_address,
+            self.server.max_message_size,
+            self.server.rtt,
+            self.server.longest_rtt,
+        ):
             self.assertRaises(errors.AssociationGone, ask, known + 1)
         self.assertRaises(errors.AssociationGone, self.server.send, known + 1, b"x")
         self.server.close(known + 1)

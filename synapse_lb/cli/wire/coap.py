@@ -39,14 +39,16 @@ class Mode:
         name: in `--mode`, `--json` and the tests.
         title: above its columns.
         options: further arguments of `LowBandwidthClient`.
+        stranger: other arguments of one that has never spoken with this server.
     """
 
     name: str
     title: str
-    options: Mapping[str, Any] = attrs.field(factory=dict)
+    options: Mapping[str, Any]
+    stranger: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-MODES: Final = (Mode("v1", "CoAP, version 1"),)
+MODES: Final = (Mode("v1", "CoAP, version 1", {}),)
 
 
 class CoapSide:
@@ -65,6 +67,7 @@ class CoapSide:
         self._mode = mode
         self._progress = progress
         self._transactions = map(operations.transaction, itertools.count())
+        self._session = scene.fabric.megolm_session(scene.alix.device_id)
         self._room = ""
         homeserver = scene.homeserver
         server = (homeserver.settings.address, homeserver.ports.lowbandwidth)
@@ -104,7 +107,8 @@ class CoapSide:
             session = client.session
             return used
 
-        first = [await self._with_client(once) for _ in range(HANDSHAKES)]
+        stranger = self._mode.stranger
+        first = [await self._with_client(once, **stranger) for _ in range(HANDSHAKES)]
         resumed = [await self._with_client(once, session=session) for _ in range(HANDSHAKES)]
         return {"connect_first": max(first, key=_total), "connect_resumed": max(resumed, key=_total)}
 
@@ -122,6 +126,8 @@ class CoapSide:
             return await self._relay.counted(client, work)
 
         figures["send"] = await run(self._send())
+        # What is said once for an association, or with the first event of a session, has been said.
+        await run(self._send_encrypted())
         figures["send_encrypted"] = await run(self._send_encrypted())
         figures["receipt"] = await run(operations.receipt(room, sent["event_id"]))
         figures["typing"] = await run(operations.typing(room, alix.user_id, types=True))
@@ -184,8 +190,7 @@ class CoapSide:
         return operations.send(self._room, next(self._transactions))
 
     def _send_encrypted(self) -> Call:
-        content = self._scene.fabric.megolm(self._scene.alix.device_id)
-        return operations.send_encrypted(self._room, next(self._transactions), content)
+        return operations.send_encrypted(self._room, next(self._transactions), self._session.event())
 
     async def _run(self, client: LowBandwidthClient, user: User, call: Call) -> Any:
         body = NO_BODY if call.body is None else call.body
@@ -198,7 +203,7 @@ class CoapSide:
         self,
         work: Callable[[LowBandwidthClient], Awaitable[Any]],
         persistence: Persistence | None = None,
-        session: bytes | None = None,
+        **further: Any,
     ) -> Any:
         homeserver = self._scene.homeserver
         client = LowBandwidthClient(
@@ -206,9 +211,8 @@ class CoapSide:
             f"coaps://{homeserver.host}:{self._relay.port}",
             verification=ClientVerification.ca_file(str(homeserver.certificate_path)),
             persistence=persistence,
-            session=session,
             keylog=self._relay.keylog,
-            **self._mode.options,
+            **(dict(self._mode.options) | further),
         )
         try:
             return await work(client)

@@ -35,6 +35,7 @@ class HttpsSide:
         self._compressed = compressed
         self._progress = progress
         self._transactions = map(operations.transaction, itertools.count())
+        self._session = scene.fabric.megolm_session(scene.alix.device_id)
         self._room = ""
         self.resumes = False
 
@@ -119,8 +120,7 @@ class HttpsSide:
         return operations.send(self._room, next(self._transactions))
 
     def _send_encrypted(self) -> Call:
-        content = self._scene.fabric.megolm(self._scene.alix.device_id)
-        return operations.send_encrypted(self._room, next(self._transactions), content)
+        return operations.send_encrypted(self._room, next(self._transactions), self._session.event())
 
     def _meter(self) -> HttpsMeter:
         homeserver = self._scene.homeserver

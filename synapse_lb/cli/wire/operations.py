@@ -217,15 +217,9 @@ class Fabric:
         """Ten capital letters, as Synapse makes them."""
         return "".join(self._random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=10))
 
-    def megolm(self, device_id: str) -> dict[str, Any]:
-        """The content of an m.room.encrypted event (Matrix spec, m.megolm.v1.aes-sha2)."""
-        return {
-            "algorithm": "m.megolm.v1.aes-sha2",
-            "ciphertext": self.base64(CIPHERTEXT_LENGTH * 3 // 4),
-            "device_id": device_id,
-            "sender_key": self.base64(32),
-            "session_id": self.base64(32),
-        }
+    def megolm_session(self, device_id: str) -> MegolmSession:
+        """What all events of a sender have in common until the session is replaced, after a hundred or so."""
+        return MegolmSession(self, device_id, self.base64(32), self.base64(32))
 
     def device_keys(self, user_id: str, device_id: str) -> dict[str, Any]:
         """The body of /keys/upload, without one-time keys."""
@@ -246,6 +240,33 @@ class Fabric:
         """A message of 2 to 20 words."""
         words = self._random.choices(_WORDS.split(), k=self._random.randint(2, 20))
         return " ".join(words).capitalize() + self._random.choice((".", "!", "?", ""))
+
+
+@attrs.frozen
+class MegolmSession:
+    """An outbound Megolm session.
+
+    Attributes:
+        fabric: where ciphertexts come from.
+        device_id: the sender's.
+        sender_key: its identity key.
+        session_id: of the session.
+    """
+
+    fabric: Fabric = attrs.field(repr=False)
+    device_id: str
+    sender_key: str
+    session_id: str
+
+    def event(self) -> dict[str, Any]:
+        """The content of the next m.room.encrypted event (Matrix spec, m.megolm.v1.aes-sha2)."""
+        return {
+            "algorithm": "m.megolm.v1.aes-sha2",
+            "ciphertext": self.fabric.base64(CIPHERTEXT_LENGTH * 3 // 4),
+            "device_id": self.device_id,
+            "sender_key": self.sender_key,
+            "session_id": self.session_id,
+        }
 
 
 _WORDS: Final = (

@@ -138,7 +138,7 @@ class Scene:
 
     def say_encrypted(self, room_id: str, transaction: str) -> None:
         """The other one sends an encrypted event."""
-        content = self.fabric.megolm(self.bert.device_id)
+        content = self._bert_session.event()
         self.http(operations.send_encrypted(room_id, transaction, content), self.bert)
 
     def http(self, call: Call, user: User) -> Any:
@@ -170,6 +170,7 @@ class Scene:
 
     def _prepare(self) -> None:
         self.alix, self.bert = self._user("alix"), self._user("bert")
+        self._bert_session = self.fabric.megolm_session(self.bert.device_id)
         self.carl, self.dora = self._user("carl"), self._user("dora")
         self.device_owners = [f"@user{number:02}:localhost" for number in range(self.sizes.devices // 2)]
         for user_id in self.device_owners:
