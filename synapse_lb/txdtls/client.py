@@ -117,6 +117,11 @@ class ClientAssociation:
         return self._protocol.certificate_sha256
 
     @property
+    def certificate_pem(self) -> bytes:
+        """The server's certificate; empty before the handshake."""
+        return self._protocol.certificate_pem
+
+    @property
     def cipher(self) -> str:
         """OpenSSL's name of the cipher suite."""
         return self._protocol.cipher
