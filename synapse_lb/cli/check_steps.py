@@ -76,6 +76,7 @@ class Checker:
         self._timeout = timeout
         self._uri: CoapUri | None = None
         self._home: str | None = None
+        self._trusted = False
         self._advertised: Mapping[str, Any] = {}
         if server.lower().startswith("coaps:") or _HOST_AND_PORT.fullmatch(server):
             self._uri = parse_server(server)
@@ -95,7 +96,7 @@ class Checker:
                 info = await self._connect(client)
                 if info is not None:
                     self._judge_certificate(info)
-                    await self._trust()
+                    self._trusted = await self._trust()
                     if await self._versions(client):
                         await self._features(client, info)
                         await self._resume(client)
@@ -217,7 +218,7 @@ class Checker:
         else:
             self.report.add("certificate", OK, text)
 
-    async def _trust(self) -> None:
+    async def _trust(self) -> bool:
         """Connect once more, now with the checks that a client makes."""
         client = self._client(self._for_dtls)
         try:
@@ -234,8 +235,10 @@ class Checker:
             self.report.add("trust", WARNING, f"a second handshake failed: {error}", "check again")
         else:
             self.report.add("trust", OK, f"accepted ({self._for_dtls.mode.value})")
+            return True
         finally:
             await client.close()
+        return False
 
     async def _versions(self, client: LowBandwidthClient) -> bool:
         try:
@@ -281,8 +284,10 @@ class Checker:
             return
         if self._token is None:
             self.report.add("observe", SKIPPED, "the server has it; give --token to try it")
+        elif not self._trusted:
+            self.report.add("observe", SKIPPED, "the token is not shown to a server that is not trusted")
         else:
-            await self._attempt("observe", lambda: self._observe(client), "look at Synapse's log")
+            await self._attempt("observe", self._observe, "look at Synapse's log")
 
     def _has(self, feature: str) -> bool:
         if self._advertised.get(feature):
@@ -340,9 +345,13 @@ class Checker:
             await client.close()
         return "version 1 is spoken"
 
-    async def _observe(self, client: LowBandwidthClient) -> str:
-        """Observe /sync until the server has notified once; what comes is not looked at."""
+    async def _observe(self) -> str:
+        """Observe /sync until the server has notified once; what comes is not looked at.
+
+        The one step that shows the token: on an association of its own, whose certificate is verified.
+        """
         assert self._token is not None
+        client = self._client(self._for_dtls)
         told: Deferred[str] = Deferred()
 
         def changed(change: Change) -> None:
@@ -368,6 +377,7 @@ class Checker:
             return await told
         finally:
             await observation.stop()
+            await client.close()
 
     async def _resume(self, client: LowBandwidthClient) -> None:
         session = client.session

@@ -75,8 +75,14 @@ class GoodServerTests(SynapseTestCase):
     async def test_a_certificate_of_nobody(self) -> None:
         """The system's authorities do not know it; a wrong pin does not fit, the right one does."""
         where = f"127.0.0.1:{self.homeserver.ports.lowbandwidth}"
-        status, value, verdicts = await check(where)
+        user = self.user()
+        status, value, verdicts = await check("--token", user.token, where)
         self.assertEqual((status, verdicts["trust"], verdicts["versions"]), (1, "failed", "ok"))
+        # The token is for the right server only.
+        self.assertEqual(verdicts["observe"], "skipped")
+        coap = [line for line in self.logged().splitlines() if "synapse.access.coap" in line]
+        self.assertGreater(len(coap), 2)
+        self.assertEqual([line for line in coap if user.user_id in line], [])
         advice = next(each["advice"] for each in value["checks"] if each["name"] == "trust")
         self.assertIn("--pin", advice)
         text = next(each["text"] for each in value["checks"] if each["name"] == "certificate")
