@@ -27,9 +27,8 @@ from synapse_lb.server.roster import STATES, Present
 from synapse_lb.server.sync_observer import Observation
 
 try:
-    from synapse.api.errors import Codes, NotFoundError, SynapseError
+    from synapse.api.errors import AuthError, Codes, NotFoundError, SynapseError
     from synapse.rest import admin as admin_api
-    from synapse.rest.admin._base import assert_requester_is_admin
 except ImportError as error:
     raise ConfigError(f"synapse-lb does not support this version of Synapse: {error}") from error
 
@@ -157,7 +156,9 @@ class AdminEndpoint:
 
     async def _authorize(self, request: Any) -> None:
         """Refuse whoever is no server admin (401, 403), as all of Synapse's admin API does."""
-        await assert_requester_is_admin(self._hs.get_auth(), request)
+        auth = self._hs.get_auth()
+        if not await auth.is_server_admin(await auth.get_user_by_req(request)):
+            raise AuthError(403, "You are not a server admin")
 
     def _bound(self) -> Iterator[tuple[str, Listener, BoundPort]]:
         ports = [(listener, port) for listener in self._listeners for port in listener.ports]
