@@ -283,7 +283,8 @@ class SecretsTests(OperatorTestCase):
         token = secrets["token"]
         room = (await client.request("POST", f"{V3}/createRoom", json={}, token=token)).body["room_id"]
         bodies: list[Any] = []
-        client.observe_sync(None, bodies.append, token=token)
+        observation = client.observe_sync(None, bodies.append, token=token)
+        observation.done.addErrback(lambda _: None)  # The logout ends it.
         await until(lambda: bodies)
         path = f"{V3}/rooms/{quote(room)}/send/m.room.message/1"
         content = {"msgtype": "m.text", "body": secrets["body"]}
