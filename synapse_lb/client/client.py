@@ -124,11 +124,7 @@ class LowBandwidthClient(Observer):
         known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        if key_version not in KEY_VERSIONS:
-            raise ValueError(f"there is no version {key_version} of the CBOR keys")
-        if extensions not in WISHES:
-            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
-        super().__init__(Dialect(key_version, path_codes, deflate, Extensions(extensions)))
+        super().__init__(_dialect(key_version, path_codes, deflate, extensions))
         self._reactor = reactor
         self._q_block = q_block
         self._q_block_refused = False
@@ -486,6 +482,14 @@ class LowBandwidthClient(Observer):
             self._keeper.retire(channel)
             channel = await self._keeper.ready()
         return channel
+
+
+def _dialect(key_version: int | None, path_codes: bool, deflate: bool, extensions: Wish) -> Dialect:
+    if key_version not in KEY_VERSIONS:
+        raise ValueError(f"there is no version {key_version} of the CBOR keys")
+    if extensions not in WISHES:
+        raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
+    return Dialect(key_version, path_codes, deflate, Extensions(extensions))
 
 
 def _errcode(response: MatrixResponse) -> object:

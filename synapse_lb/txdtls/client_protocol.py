@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError, MessageLengthError
@@ -81,7 +80,7 @@ class ClientProtocol(DatagramProtocol):
         self.peer = peer
         self.session: bytes | None = None
         self.certificate_sha256 = ""
-        self.certificate_pem = b""
+        self.certificate: Any = None  # of cryptography
         self.cipher = ""
         self.over = False
         self.established: Deferred[ClientProtocol] = Deferred(self._cancelled)
@@ -247,7 +246,7 @@ class ClientProtocol(DatagramProtocol):
         certificate = connection.get_peer_certificate()
         if certificate is not None:
             self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
-            self.certificate_pem = certificate.to_cryptography().public_bytes(Encoding.PEM)
+            self.certificate = certificate.to_cryptography()
         self.cipher = connection.get_cipher_name() or ""
         if self.association.established:
             self.session = binding.export_session(connection)
