@@ -212,10 +212,10 @@ class Gateway:
 
     def association_established(self, association_id: int) -> None:
         """A client has completed its handshake."""
+        self._roster.came(association_id)
         port = self._attached()
         address = plain(port.peer_address(association_id))
         self._associations[association_id] = Association(address, StickyState(allows_x1=self._x1))
-        self._roster.came(association_id)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
