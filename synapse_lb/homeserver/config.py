@@ -29,6 +29,11 @@ _any_integer: Final = values.integer(0, 2**31 - 1)
 
 _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_associations": _any_integer,
+    "max_associations_per_source": _any_integer,
+    "max_unauthenticated": _any_integer,
+    "unauthenticated_timeout": values.seconds,
+    "evictable_after": values.seconds,
+    "handshakes_per_second": _any_integer,
     "max_half_open": _any_integer,
     "handshake_timeout": values.seconds,
     "max_unproven": _any_integer,

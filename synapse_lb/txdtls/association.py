@@ -77,6 +77,7 @@ class Association:
         received: message_seq of the ClientHello that a listener has taken already, -1 if there was none.
         sequence: Number of the first unencrypted record, see `records.renumber`.
         timeout: Seconds until a first flight is sent again.
+        peer_packs: What is known of the peer before it has said anything.
 
     Attributes:
         client: The role.
@@ -129,6 +130,7 @@ class Association:
         received: int = -1,
         sequence: int = 0,
         timeout: float = DEFAULT_TIMEOUT,
+        peer_packs: bool = False,
     ) -> None:
         self._connection: SSL.Connection | None = connection
         self._mtu = mtu
@@ -148,7 +150,7 @@ class Association:
         self.cookie_wanted = False
         self.established = False
         self.newest = -1
-        self.peer_packs = False
+        self.peer_packs = peer_packs
         self.resumed = False
         self.rtt: float | None = None
         self.longest_rtt: float | None = None

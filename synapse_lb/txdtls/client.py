@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
@@ -38,7 +39,7 @@ class ClientAssociation:
         self.counters = protocol.counters
 
     def send(self, data: bytes) -> None:
-        """Send one message in one datagram.
+        """Send one message, at the end of the turn if it may share a datagram with others.
 
         Raises:
             MessageTooLarge: It does not fit into one datagram.
@@ -115,6 +116,12 @@ class ClientAssociation:
     def certificate_sha256(self) -> str:
         """SHA-256 fingerprint of the server's certificate, in the form of `sha256_fingerprint`."""
         return self._protocol.certificate_sha256
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The server's certificate; empty before the handshake."""
+        certificate = self._protocol.certificate
+        return b"" if certificate is None else bytes(certificate.public_bytes(Encoding.PEM))
 
     @property
     def cipher(self) -> str:

@@ -44,6 +44,10 @@ MAX_TIMEOUT: Final = 60.0
 SLOWEST: Final = 125.0
 """Bytes per second of the slowest link that a server waits for before it repeats a flight by itself."""
 
+FINISHED_WAITS: Final = 0.1
+"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
+datagram with it."""
+
 _CLIENTS_ANSWER: Final = 350
 """Bytes of a client's answer to a resumption, with a request, at IP level."""
 
