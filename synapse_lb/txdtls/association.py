@@ -91,7 +91,7 @@ class Association:
         resumed: Whether the handshake resumed a session.
         rtt: Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
         longest_rtt: Seconds from the first copy of a repeated flight to its answer: no round trip takes longer. None if
-            there is no such flight.
+            there is no such flight, or its answer came soon after the last copy.
     """
 
     __slots__ = (
@@ -416,8 +416,8 @@ class Association:
             if self._flight_sent_at is not None:
                 self.rtt = max(0.0, now - self._flight_sent_at)
                 self._timer.measured(self.rtt)
-            elif self._flights.first_sent_at and self.longest_rtt is None:
-                self.longest_rtt = max(0.0, now - self._flights.first_sent_at)
+            elif self.longest_rtt is None and self._flights.answered_slowly(now):
+                self.longest_rtt = now - self._flights.first_sent_at
         self._flight_sent_at = None
 
     def _run(self, datagram: records.Datagram | None) -> Progress:
