@@ -40,6 +40,7 @@ from synapse_lb.txdtls.errors import (
     ShutDown,
     Unauthenticated,
 )
+from synapse_lb.txdtls.flights import FINISHED_WAITS
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock
 from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
@@ -48,14 +49,13 @@ from synapse_lb.txdtls.outlet import Outlet
 from synapse_lb.txdtls.strangers import Strangers
 from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper, deadlines
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
-
-FINISHED_WAITS = 0.1
-"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
-datagram with it."""
+from synapse_lb.txdtls.turns import EndOfTurn
 
 
 class DTLSServerPort(DatagramProtocol):
     """A Twisted protocol for `reactor.listenUDP` that serves DTLS 1.2.
+
+    What asks for something of an association raises `AssociationGone` if there is no such established one.
 
     Args:
         context: Certificate and settings.
@@ -85,6 +85,7 @@ class DTLSServerPort(DatagramProtocol):
         self._listener = HelloListener(context, self._options)
         self._outlet = Outlet(lambda: self.transport, self.counters)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
+        self._turn = EndOfTurn(reactor, self._flush)
         self._stopped = False
 
     # -- what the owner calls
@@ -100,7 +101,7 @@ class DTLSServerPort(DatagramProtocol):
         return self._table.handshakes
 
     def send(self, association_id: int, data: bytes) -> None:
-        """Send one message in one datagram.
+        """Send one message, at the end of the turn if it may share a datagram with others.
 
         Raises:
             MessageTooLarge: It does not fit into one datagram.
@@ -112,7 +113,7 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.messages_sent += 1
         entry.sent_messages = True
         if not entry.busy:
-            self._flush(entry)
+            self._turn.flush(entry, wait=entry.association.peer_packs)
 
     def close(self, association_id: int) -> None:
         """Close with close_notify; nothing happens if there is no such association."""
@@ -129,13 +130,10 @@ class DTLSServerPort(DatagramProtocol):
             self._end(entry, ShutDown("the port was shut down"), notify=True)
         self._listener.close()
         self._sweeper.arm()
+        self._turn.cancel()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
-        """The client's address.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """The client's address."""
         host, port = self._entry(association_id).address
         return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
 
@@ -157,27 +155,15 @@ class DTLSServerPort(DatagramProtocol):
             self._sweeper.arm()
 
     def max_message_size(self, association_id: int) -> int:
-        """Bytes of the largest message that fits into one datagram.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Bytes of the largest message that fits into one datagram."""
         return self._entry(association_id).association.max_message_size
 
     def rtt(self, association_id: int) -> float | None:
-        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated."""
         return self._entry(association_id).association.rtt
 
     def longest_rtt(self, association_id: int) -> float | None:
-        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None."""
         return self._entry(association_id).association.longest_rtt
 
     def replace_context(self, context: ServerContext) -> None:
@@ -240,7 +226,7 @@ class DTLSServerPort(DatagramProtocol):
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
-        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
         if association is None or not self._strangers.may_begin(now):
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
