@@ -38,6 +38,7 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "handshake_timeout": values.seconds,
     "max_unproven": _any_integer,
     "unproven_per_second": _any_integer,
+    "unproven_timeout": values.seconds,
     "move_trials_per_datagram": _any_integer,
     "move_trials_per_source": _any_integer,
     "move_trials_per_second": _any_integer,

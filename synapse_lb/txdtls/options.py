@@ -8,10 +8,14 @@ from typing import Any
 import attrs
 from attrs import validators
 
+from synapse_lb.txdtls.errors import DTLSError
 from synapse_lb.txdtls.flights import DEFAULT_TIMEOUT
 
 DEFAULT_MTU = 1200
 """Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
+
+_MAX_REASONS = 32
+"""Alerts of TLS are about 30; the bound is for a peer that makes OpenSSL name others."""
 
 _MTU = [validators.ge(256), validators.le(16384)]
 
@@ -138,6 +142,8 @@ class ServerCounters(TrafficCounters):
         handshakes_completed: Of them, those that completed.
         handshakes_resumed: Of the completed ones, those that resumed a session.
         handshakes_failed: Ended by a fatal alert, sent or received.
+        failures: Why, by the name of the alert that came (RFC 5246 section 7.2), or "refused" where this side
+            sent it; 32 names at most, then "other".
         handshakes_timed_out: Not completed in time.
         handshakes_superseded: Given up because the same address started over.
         handshakes_evicted: Given up because there were too many.
@@ -179,6 +185,15 @@ class ServerCounters(TrafficCounters):
     move_trials: int = 0
     moves_refused: int = 0
     datagrams_held: int = 0
+    failures: dict[str, int] = attrs.field(factory=dict)
+
+    def handshake_failed(self, error: DTLSError) -> None:
+        """Count a handshake that ended by a fatal alert."""
+        self.handshakes_failed += 1
+        reason = getattr(error, "alert", None) or "refused"
+        if reason not in self.failures and len(self.failures) >= _MAX_REASONS:
+            reason = "other"
+        self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
 @attrs.define

@@ -395,7 +395,7 @@ class DTLSServerPort(DatagramProtocol):
     def _failed(self, entry: Entry, reason: DTLSError) -> None:
         """An association ended by itself: answer with the alert that OpenSSL wrote, or with close_notify."""
         if not isinstance(reason, AssociationLost):
-            self.counters.handshakes_failed += 1
+            self.counters.handshake_failed(reason)
             self._flush(entry)
             self._drop(entry)
             return
