@@ -55,6 +55,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--messages", type=int, default=3, metavar="N", help="that are sent, and that come (3)"
     )
+    parser.add_argument(
+        "--dialect",
+        choices=("1", "x1"),
+        default="x1",
+        help="version 1 of MSC3079 alone, or the extension x1, and sending without the answer's body (x1)",
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the losses (1)")
     parser.add_argument(
         "--patience", type=float, default=900.0, metavar="S", help="longest that one step may take (900)"
@@ -156,7 +162,7 @@ class Bench:
         """Hold all conversations."""
         self.report.conditions = {
             **self.world.conditions(),
-            **{name: getattr(self.arguments, name) for name in ("messages", "seed")},
+            **{name: getattr(self.arguments, name) for name in ("dialect", "messages", "seed")},
         }
         for number, link in enumerate(self.links):
             self.terminal.error(f"{link.title}")

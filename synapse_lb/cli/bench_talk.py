@@ -105,7 +105,7 @@ class Talk:
         terminal: where progress is told.
         world: link and homeserver.
         link: the link.
-        arguments: of the command: `messages`, `patience`, `seed`.
+        arguments: of the command: `dialect`, `messages`, `patience`, `seed`.
         suffix: what makes the names of its users unlike others'.
 
     Attributes:
@@ -132,11 +132,15 @@ class Talk:
         from synapse_lb.client.client import LowBandwidthClient
         from synapse_lb.txdtls.context import ClientVerification
 
+        x1 = self._arguments.dialect == "x1"
         return LowBandwidthClient(
             self._terminal.reactor,
             self._world.coaps_url,
             verification=ClientVerification.ca_file(str(self._world.homeserver.certificate_path)),
             connect_timeout=self._arguments.patience,
+            # As a client that has been here before.
+            extensions="known" if x1 else False,
+            deflate=x1,
         )
 
     async def hold(self) -> None:
@@ -196,7 +200,8 @@ class Talk:
     async def _send(self, token: str) -> None:
         self._said += 1
         path = f"{self._room}/send/m.room.message/{self._said}"
-        await self._request("PUT", path, {"msgtype": "m.text", "body": GREETING}, token)
+        body = {"msgtype": "m.text", "body": GREETING}
+        await self._request("PUT", path, body, token, brief=self._arguments.dialect == "x1")
 
     async def _sync(self, token: str, since: str | None) -> str:
         query = {"timeout": "0"} if since is None else {"since": since, "timeout": "0"}
@@ -221,11 +226,13 @@ class Talk:
         body: Any,
         token: str | None,
         query: dict[str, str] | None = None,
+        *,
+        brief: bool = False,
     ) -> Any:
         from synapse_lb.msc3079.messages import NO_BODY
 
         json = NO_BODY if body is None else body
-        answer = await self._client.request(method, path, query, json, token)
+        answer = await self._client.request(method, path, query, json, token, brief=brief)
         if answer.status != 200:
             raise TalkFailed(f"{method} {path}: {answer.status} {answer.body}")
         return answer.body

@@ -47,7 +47,7 @@ class Transport:
         kind: over DTLS or over TLS.
         json: CoAP: the body is JSON in place of CBOR.
         q_block: CoAP: Q-Block2 in place of Block2.
-        compressed: HTTPS: the listener compresses, and the client asks for it.
+        compressed: CoAP: the body is compressed CBOR. HTTPS: the listener compresses, and the client asks for it.
         congestion_control: HTTPS: of the server's TCP.
     """
 
@@ -78,6 +78,13 @@ TRANSPORTS: Final[dict[str, Transport]] = {
         Transport(name="block2-json", title="Block2, JSON", kind="coap", json=True),
         Transport(name="q-block2", title="Q-Block2, CBOR", kind="coap", q_block=True),
         Transport(name="q-block2-json", title="Q-Block2, JSON", kind="coap", json=True, q_block=True),
+        Transport(
+            name="q-block2-deflate",
+            title="Q-Block2, CBOR deflate",
+            kind="coap",
+            q_block=True,
+            compressed=True,
+        ),
         Transport(name="https", title="HTTPS", kind="https"),
         Transport(name="https-gzip", title="HTTPS gzip", kind="https", compressed=True),
     )
@@ -187,7 +194,7 @@ async def measure_coap(
         await client.connect()
         connected = meter.stop()
         run = attrs.evolve(run, connect_seconds=connected.seconds, connect_bytes=connected.bytes)
-        body = task.sizes["json" if transport.json else "cbor"]
+        body = task.sizes["json" if transport.json else "deflate" if transport.compressed else "cbor"]
         run = attrs.evolve(run, first=(first := await _fetch_coap(client, request, meter, task, body)))
         if twice and first.complete:
             run = attrs.evolve(run, warm=await _fetch_coap(client, request, meter, task, body))
@@ -222,14 +229,15 @@ def _coap_request(transport: Transport, task: Task) -> CoapRequest:
     from synapse_lb.coap.events import CoapRequest
     from synapse_lb.coap.options import Options
     from synapse_lb.msc3079.client_mapping import encode_request
-    from synapse_lb.msc3079.options import FORMAT_JSON
+    from synapse_lb.msc3079.options import FORMAT_CBOR_DEFLATE, FORMAT_JSON
 
+    accept = FORMAT_JSON if transport.json else FORMAT_CBOR_DEFLATE if transport.compressed else None
     code, options, payload = encode_request(
         "GET",
         task.target,
         token=task.reader.token,
         announce_key_version=None if transport.json else 1,
-        accept=FORMAT_JSON if transport.json else None,
+        accept=accept,
     )
     return CoapRequest(code, Options.of(*options), payload)
 
@@ -390,14 +398,16 @@ def body_sizes(world: World, task: Task) -> dict[str, int]:
     """Weigh the sync in each form.
 
     Returns:
-        Bytes of the bodies as they are sent: ``json``, ``cbor``, ``gzip`` (over HTTP).
+        Bytes of the bodies as they are sent: ``json``, ``cbor``, ``deflate`` (CBOR), ``gzip`` (over HTTP).
     """
-    from synapse_lb.msc3079 import cbor
+    from synapse_lb.msc3079 import cbor, compression
 
     answer = world.request("GET", task.target, token=task.reader.token)
+    encoded = cbor.encode(answer, 1)
     return {
         "json": _get_unhindered(world, task, compressed=False),
-        "cbor": len(cbor.encode(answer, 1)),
+        "cbor": len(encoded),
+        "deflate": len(compression.deflate(encoded)),
         "gzip": _get_unhindered(world, task, compressed=True),
     }
 

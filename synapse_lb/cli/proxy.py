@@ -122,12 +122,16 @@ async def _serve(arguments: argparse.Namespace, terminal: Terminal) -> int:
     from twisted.internet.defer import Deferred
     from twisted.internet.error import CannotListenError
 
+    from synapse_lb.client.errors import AuthoritiesError
     from synapse_lb.proxy.proxy import Proxy
     from synapse_lb.proxy.web import make_site
 
     host, port = parse_listen(arguments.listen)
     options = configuration(arguments)
-    proxy = Proxy(terminal.reactor, options)
+    try:
+        proxy = Proxy(terminal.reactor, options)
+    except AuthoritiesError as error:
+        raise CommandError(str(error), EXIT_CERTIFICATE_FILE) from None
     try:
         site = make_site(proxy, max_body=options.max_body)
         listening = terminal.reactor.listenTCP(port, site, interface=host)
@@ -232,12 +236,6 @@ def configuration(arguments: argparse.Namespace) -> ProxyOptions:
     if len(exclusive) > 1:
         raise CommandError(f"--{exclusive[0]} and --{exclusive[1]} exclude each other", EXIT_USAGE)
     discover = _addresses(arguments)
-    if arguments.cacert is not None:
-        try:
-            with open(arguments.cacert, "rb"):
-                pass
-        except OSError as error:
-            raise CommandError(f"--cacert: {error}", EXIT_CERTIFICATE_FILE) from None
     return ProxyOptions(
         coaps=arguments.homeserver if discover is None else None,
         https=arguments.https,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
@@ -16,7 +16,7 @@ from synapse_lb.client.counters import Traffic
 from synapse_lb.client.dialect import Dialect
 from synapse_lb.client.discovery import Discovered, Discovery, home_of
 from synapse_lb.client.errors import ClientError, HttpsUnknown, RequestTimeout
-from synapse_lb.client.extension import WISHES, Extensions, Wish
+from synapse_lb.client.extension import Wish
 from synapse_lb.client.https import HttpsResponse
 from synapse_lb.client.keeper import Keeper
 from synapse_lb.client.large import may_be_large
@@ -47,8 +47,6 @@ from synapse_lb.msc3079.mapping import NO_BODY, MatrixResponse
 from synapse_lb.txdtls.context import ClientVerification
 
 T = TypeVar("T")
-
-KEY_VERSIONS: Final = (None, 1)
 
 
 class LowBandwidthClient(Observer):
@@ -124,11 +122,7 @@ class LowBandwidthClient(Observer):
         known_silence: float | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        if key_version not in KEY_VERSIONS:
-            raise ValueError(f"there is no version {key_version} of the CBOR keys")
-        if extensions not in WISHES:
-            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
-        super().__init__(Dialect(key_version, path_codes, deflate, Extensions(extensions)))
+        super().__init__(Dialect.chosen(key_version, path_codes, deflate, extensions))
         self._reactor = reactor
         self._q_block = q_block
         self._q_block_refused = False

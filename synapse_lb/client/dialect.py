@@ -8,7 +8,7 @@ from typing import Any, Final
 import attrs
 
 from synapse_lb.client.errors import BadRequest
-from synapse_lb.client.extension import Extensions, Words
+from synapse_lb.client.extension import WISHES, Extensions, Wish, Words
 from synapse_lb.client.large import gains_by_deflate
 from synapse_lb.client.sticky import Carried
 from synapse_lb.coap.events import CoapRequest, CoapResponse
@@ -18,6 +18,8 @@ from synapse_lb.msc3079.mapping import MappingError, encode_request, encode_x1_r
 from synapse_lb.msc3079.options import FORMAT_CBOR, FORMAT_CBOR_DEFLATE
 
 Pairs = list[tuple[str, str]] | tuple[tuple[str, str], ...]
+
+KEY_VERSIONS: Final = (None, 1)
 
 _REFUSALS: Final = {
     Code.NOT_ACCEPTABLE: OptionNumber.ACCEPT,
@@ -43,6 +45,19 @@ class Dialect:
     deflate: bool
     extensions: Extensions = attrs.field(factory=lambda: Extensions(False))
     server_inflates: bool | None = None
+
+    @classmethod
+    def chosen(cls, key_version: int | None, path_codes: bool, deflate: bool, extensions: Wish) -> Dialect:
+        """The words that an application has chosen.
+
+        Raises:
+            ValueError: there is no such key version, or no such wish for extensions.
+        """
+        if key_version not in KEY_VERSIONS:
+            raise ValueError(f"there is no version {key_version} of the CBOR keys")
+        if extensions not in WISHES:
+            raise ValueError(f"extensions are one of {WISHES}, not {extensions!r}")
+        return cls(key_version, path_codes, deflate, Extensions(extensions))
 
     def request(
         self, method: str, path: str, pairs: Pairs, json: Any, carried: Carried, *, brief: bool = False

@@ -11,6 +11,7 @@ from attrs import define, field
 from synapse_lb.coap.deduplication import DuplicateTable
 from synapse_lb.coap.events import Peer
 from synapse_lb.coap.observe import FIRST_NUMBER, following
+from synapse_lb.coap.options import encode_uint
 from synapse_lb.coap.rto import RetransmissionTimeout
 from synapse_lb.coap.timers import Timer
 
@@ -66,6 +67,9 @@ class PeerState:
         observe_number: For the next notification to it. It is one for all its observations, and so goes on rising
             when a registration replaces another (RFC 7641 section 4.4).
         requesting: Requests of ours that are open, by the token of the current message.
+        uploads_tagged_until: Monotonic seconds; until then blocks of an upload of ours that was given up may be on
+            their way, and each upload gets a Request-Tag that none had (RFC 9175 section 3.3).
+        upload_number: The value of the last such tag.
         further_tokens: How many tokens in `requesting` are not the only one of their request (RFC 9177).
         pings: Pings that are not answered.
         bodies: How many bodies are kept for it, half received or being fetched.
@@ -88,6 +92,8 @@ class PeerState:
     observations: int = 0
     observe_number: int = FIRST_NUMBER
     requesting: dict[bytes, ClientExchange] = field(factory=dict)
+    uploads_tagged_until: float = 0.0
+    upload_number: int = 0
     further_tokens: int = 0
     pings: int = 0
     bodies: int = 0
@@ -156,6 +162,28 @@ class PeerState:
             self.short_tokens.pop(token, None)
             self.short_tokens[token] = now
             self.tokens_until = now + lifetime
+
+    def upload_given_up(self, now: float, lifetime: float) -> None:
+        """Note that blocks of an upload of ours may arrive for so many seconds, though nobody waits for it."""
+        self.uploads_tagged_until = now + lifetime
+        self.keep_message_ids(now, lifetime)
+
+    def take_request_tag(self, taken: set[bytes | None], *, uploads: bool, now: float) -> bytes | None:
+        """Return the Request-Tag of a new request, None for none (RFC 9175 section 3.3).
+
+        Args:
+            taken: Those of like requests that are under way.
+            uploads: Whether the request has a body.
+            now: Monotonic seconds.
+        """
+        given_up = now < self.uploads_tagged_until
+        if None not in taken and not (uploads and given_up):
+            return None
+        while True:
+            self.upload_number = self.upload_number % MAX_TOKEN + 1
+            tag = encode_uint(self.upload_number)
+            if tag not in taken:
+                return tag
 
     @property
     def active(self) -> bool:

@@ -7,7 +7,7 @@ than open exchanges, which are bounded. A message whose acknowledgement the peer
 are ever further apart. A ping counts as well, but never waits, and nothing waits for it: where there is no room each of
 the outstanding messages asks the same. The timeout follows the round trip (`rto`) and doubles with each
 retransmission. A small timeout must not make a short outage a failure: besides MAX_RETRANSMIT, an adaptive
-transmission uses up MAX_TRANSMIT_SPAN before it is given up.
+transmission uses up MAX_TRANSMIT_SPAN before it is given up. With a great one it ends after EXCHANGE_LIFETIME.
 """
 
 from __future__ import annotations
@@ -267,10 +267,11 @@ class ReliabilityLayer:
             self._yield(transmission, now)
 
     def _exhausted(self, transmission: Transmission, now: float) -> bool:
-        tuning = self._core.tuning
+        tuning, since = self._core.tuning, now - transmission.first_sent
         if transmission.retransmissions < tuning.max_retransmit:
-            return False
-        return not tuning.adaptive_rto or now - transmission.first_sent >= tuning.max_transmit_span
+            # From then on the peer would not take a copy for one (RFC 7252 section 4.5).
+            return tuning.adaptive_rto and since >= tuning.exchange_lifetime
+        return not tuning.adaptive_rto or since >= tuning.max_transmit_span
 
     def _measure(self, transmission: Transmission, answer: Message, now: float) -> None:
         if not transmission.measurable:

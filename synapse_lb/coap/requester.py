@@ -110,12 +110,13 @@ class Requester:
         q_block = self._q_block.offers(state, request, now)
         key = upload_key(None, request.code, request.options.without(OptionNumber.REQUEST_TAG))
         rivals = [other for other in state.requesting.values() if other.key == key and other is not previous]
+        taken = {rival.transfer.request_tag for rival in rivals if rival.transfer is not None}
         transfer = Transfer(
             request,
             block_szx=limits.block_szx,
             max_message_size=state.settings.max_message_size,
             max_response_body=limits.max_response_body,
-            request_tag=_free_tag(rivals),
+            request_tag=state.take_request_tag(taken, uploads=bool(request.payload), now=now),
             q_block_tag=self._q_block.next_tag() if q_block and request.payload else None,
             q_block=q_block,
         )
@@ -433,7 +434,7 @@ class Requester:
         self._core.tend(exchange.peer, now)
 
     def _end(self, exchange: ClientExchange, now: float, *, reject: bool = False) -> None:
-        """End an exchange; `reject` tells the peer at once of notifications that will not be confirmed."""
+        """End an exchange; `reject` gives it up, also with a word on notifications that will not be confirmed."""
         was_ping = exchange.state is State.PINGING
         exchange.advance(Step.END)
         self._reliability.stop(exchange.transmission, now)
@@ -445,6 +446,8 @@ class Requester:
         elif state.requesting.get(exchange.token) is exchange:
             del state.requesting[exchange.token]
             state.rest_token(exchange.token, now, self._core.tuning.exchange_lifetime)
+        if reject and exchange.transfer is not None and exchange.transfer.uploads_blocks:
+            state.upload_given_up(now, self._core.tuning.exchange_lifetime)
         self._core.forget(exchange)
         if exchange.observation is not None:
             self.observations.close(exchange, exchange.observation, now, reject=reject)
@@ -468,16 +471,3 @@ def _sane(message: Message) -> Message:
     if options is message.options:
         return message
     return Message(message.type, message.code, message.message_id, message.token, options, message.payload)
-
-
-def _free_tag(rivals: list[ClientExchange]) -> bytes | None:
-    """Return a Request-Tag that tells a request from like ones that are under way; None if there are none."""
-    if not rivals:
-        return None
-    taken = {rival.transfer.request_tag for rival in rivals if rival.transfer is not None}
-    if None not in taken:
-        return None
-    value = 1
-    while value.to_bytes(1 if value < 256 else 2, "big") in taken:
-        value += 1
-    return value.to_bytes(1 if value < 256 else 2, "big")

@@ -92,8 +92,9 @@ class Tuning:
     min_rto: float = field(default=1.0, validator=_number(0, above=True))
     """s: the least adaptive timeout; 1 (RFC 6298 2.4)."""
 
-    max_rto: float = field(default=120.0, validator=_number(0, above=True))
-    """s: the greatest adaptive timeout; 120, since a block takes more than 60 (RFC 6298 2.5) at 100 bit/s."""
+    max_rto: float = field(default=60.0, validator=_number(0, above=True))
+    """s: the greatest adaptive timeout; 60 (RFC 6298 2.5). A link on which round trips were measured that take longer
+    gets up to twice as much."""
 
     q_block: bool = field(default=False, validator=_boolean)
     """Whether Q-Block1 and Q-Block2 are understood, in both roles; false (RFC 9177)."""

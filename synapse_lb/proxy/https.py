@@ -101,6 +101,8 @@ class _Pipe(Protocol):
     def __init__(self, request: Any) -> None:
         self._request = request
         self._written = 0
+        self._client_is_gone = False
+        request.notifyFinish().addErrback(self._gone)
         self.done: Deferred[int] = Deferred(lambda _: self._abort())
 
     def connectionMade(self) -> None:
@@ -109,18 +111,22 @@ class _Pipe(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """A part of it has come."""
-        self._written += len(data)
-        self._request.write(data)
+        if not self._client_is_gone:
+            self._written += len(data)
+            self._request.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is complete, or will never be."""
-        self._request.unregisterProducer()
-        if self.done.called:
+        if self._client_is_gone:
             return
+        self._request.unregisterProducer()
         if reason.check(ResponseDone, PotentialDataLoss):
             self.done.callback(self._written)
         else:
             self.done.errback(Truncated())
+
+    def _gone(self, _: Failure) -> None:
+        self._client_is_gone = True
 
     def _abort(self) -> None:
         transport: Any = self.transport

@@ -123,8 +123,7 @@ class ProxyResource(Resource):
             request.loseConnection()
             return
         self._proxy.statistics.https_wire += https_bytes(size, headers + written)
-        if not request._disconnected:
-            request.finish()
+        request.finish()
 
     def _status(self, request: Any) -> Answer:
         if request.method not in (b"GET", b"HEAD"):

@@ -6,8 +6,9 @@ addresses from two things: aiming the server's large answer at a victim, and fil
 neither is to be feared, the cookie is left out (`Admission.allows`), as RFC 9000 section 8.1 does for QUIC:
 
 - **No amplifier.** To an unproven address no more than three times the bytes go that came from it (`Path`), copies
-  of the flight included. A resumption's answer is shorter than its hello. A full handshake's answer, with a
-  self-signed certificate, is about six hellos long: a client that wants it at once makes its hello larger.
+  of the flight included. Counted is what the network carries, so the IP and UDP headers too. A resumption's answer is
+  hardly longer than its hello. A full handshake's answer, with a self-signed certificate, is about six hellos long: a
+  client that wants it at once makes its hello larger.
 - **Bounded.** There are at most `max_unproven` such handshakes, at most `PER_SOURCE` for one IPv4 address or IPv6
   /64, and at most `unproven_per_second` attempts a second. Beyond, and when half of `max_half_open` is taken, every
   hello gets a cookie again, and nothing is kept for it. An unproven handshake is given up after
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from synapse_lb.txdtls import records
 from synapse_lb.txdtls.association import Association
-from synapse_lb.txdtls.movement import AMPLIFICATION, Bucket, host_key
+from synapse_lb.txdtls.movement import AMPLIFICATION, Bucket, headers, host_key
 
 if TYPE_CHECKING:
     from OpenSSL import SSL
@@ -71,7 +72,9 @@ class Admission:
         options = self._options
         if options.cookie == "always" or hello.cookie or hello.message_sequence:
             return False
-        if not hello.session_id and AMPLIFICATION * size < self._full_flight:
+        if not hello.session_id and AMPLIFICATION * (size + headers(host)) < self._full_flight + headers(
+            host
+        ):
             return False
         if len(self._unproven) >= options.max_unproven or 2 * half_open >= options.max_half_open:
             return False
@@ -85,7 +88,7 @@ class Admission:
         return True
 
     def attempt(
-        self, connection: SSL.Connection, hello: ClientHello, size: int, now: float
+        self, connection: SSL.Connection, hello: ClientHello, size: int, host: str, now: float
     ) -> Association | None:
         """Begin a handshake, and look at the answer.
 
@@ -93,6 +96,7 @@ class Admission:
             connection: For it.
             hello: The hello.
             size: Bytes of its datagram.
+            host: IP address that it came from.
             now: Monotonic seconds.
 
         Returns:
@@ -104,13 +108,14 @@ class Admission:
         summary = records.inspect(hello.record)
         assert summary is not None, "it was parsed"
         progress = association.receive(hello.record, summary, now)
-        if progress.lost is None and self._fits(association.waiting, size):
+        if progress.lost is None and self._fits(association.waiting, size, headers(host)):
             return association
         association.release()
         return None
 
-    def _fits(self, answer: int, size: int) -> bool:
-        if answer > AMPLIFICATION * size:
+    def _fits(self, answer: int, size: int, each: int) -> bool:
+        datagrams = -(-answer // self._options.mtu)  # at least; `Path` counts them as they leave
+        if answer + datagrams * each > AMPLIFICATION * (size + each):
             # what is no resumption is about as long each time: not worth a signature again
             self._full_flight = max(self._full_flight, answer - _SIGNATURE_VARIES)
             return False

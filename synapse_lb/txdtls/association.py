@@ -77,6 +77,7 @@ class Association:
         received: message_seq of the ClientHello that a listener has taken already, -1 if there was none.
         sequence: Number of the first unencrypted record, see `records.renumber`.
         timeout: Seconds until a first flight is sent again.
+        peer_packs: What is known of the peer before it has said anything.
 
     Attributes:
         client: The role.
@@ -90,7 +91,7 @@ class Association:
         resumed: Whether the handshake resumed a session.
         rtt: Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
         longest_rtt: Seconds from the first copy of a repeated flight to its answer: no round trip takes longer. None if
-            there is no such flight.
+            there is no such flight, or its answer came soon after the last copy.
     """
 
     __slots__ = (
@@ -129,6 +130,7 @@ class Association:
         received: int = -1,
         sequence: int = 0,
         timeout: float = DEFAULT_TIMEOUT,
+        peer_packs: bool = False,
     ) -> None:
         self._connection: SSL.Connection | None = connection
         self._mtu = mtu
@@ -148,7 +150,7 @@ class Association:
         self.cookie_wanted = False
         self.established = False
         self.newest = -1
-        self.peer_packs = False
+        self.peer_packs = peer_packs
         self.resumed = False
         self.rtt: float | None = None
         self.longest_rtt: float | None = None
@@ -414,8 +416,8 @@ class Association:
             if self._flight_sent_at is not None:
                 self.rtt = max(0.0, now - self._flight_sent_at)
                 self._timer.measured(self.rtt)
-            elif self._flights.first_sent_at and self.longest_rtt is None:
-                self.longest_rtt = max(0.0, now - self._flights.first_sent_at)
+            elif self.longest_rtt is None and self._flights.answered_slowly(now):
+                self.longest_rtt = now - self._flights.first_sent_at
         self._flight_sent_at = None
 
     def _run(self, datagram: records.Datagram | None) -> Progress:

@@ -38,7 +38,7 @@ class ClientAssociation:
         self.counters = protocol.counters
 
     def send(self, data: bytes) -> None:
-        """Send one message in one datagram.
+        """Send one message, at the end of the turn if it may share a datagram with others.
 
         Raises:
             MessageTooLarge: It does not fit into one datagram.

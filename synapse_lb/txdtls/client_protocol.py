@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError, MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
@@ -22,7 +20,7 @@ from twisted.python.failure import Failure
 from synapse_lb.txdtls import binding, records
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.certificates import fingerprint_of
-from synapse_lb.txdtls.context import ClientContext, is_ip_address, verify_server
+from synapse_lb.txdtls.context import ClientContext, verify_server
 from synapse_lb.txdtls.errors import (
     AssociationGone,
     AssociationLost,
@@ -35,13 +33,16 @@ from synapse_lb.txdtls.errors import (
     ProtocolFailure,
     SocketLost,
 )
+from synapse_lb.txdtls.hellos import Hellos, KnownSession
 from synapse_lb.txdtls.interfaces import AssociationHandler, ClientReactor, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
+from synapse_lb.txdtls.turns import EndOfTurn
 
 _log = Logger()
 _ids = itertools.count(1)
-_ALPN_HEADERS = 6  # bytes: type and length of the extension, length of the list
-_LARGEST_HELLO = 4096
+_PATIENCE = (
+    3  # how often a hello that offers nothing but a resumption is due again, until a full one is tried
+)
 _MINIMUM_DELAY = 0.001  # seconds; keeps a clock that does not quite reach what is due from spinning
 
 
@@ -78,7 +79,6 @@ class ClientProtocol(DatagramProtocol):
         self.association_id = next(_ids)
         self.counters = counters
         self.peer = peer
-        self.session: bytes | None = None
         self.certificate_sha256 = ""
         self.cipher = ""
         self.over = False
@@ -89,16 +89,24 @@ class ClientProtocol(DatagramProtocol):
         self._handler = handler
         self._timeout = timeout
         self._false_start = options.false_start
+        self._retransmit_after = options.retransmit_after
         self._reported = False
+        self._secret: bytes | None = None
+        self._turn = EndOfTurn(reactor, ClientProtocol._flush)
         self._busy = False
         self._timer: Timer | None = None
         self._deadline: Timer | None = None
         self._closing: list[Deferred[None]] = []
         self._socket: DatagramProtocol = self
+        self._mtu = options.mtu
+        self._hellos = Hellos(context, options, server_name, session)
+        connection, self._resumption_only = self._hellos.first()
+        self._due = 0
         self.association = Association(
-            _new_connection(context, options, server_name, session),
+            connection,
             mtu=options.mtu,
             timeout=options.retransmit_after,
+            peer_packs=self._hellos.server_packs,
         )
 
     def begin(self) -> None:
@@ -159,6 +167,14 @@ class ClientProtocol(DatagramProtocol):
 
     # -- what ClientAssociation calls
 
+    @property
+    def session(self) -> bytes | None:
+        """See `ClientAssociation.session`."""
+        if self._secret is None:
+            return None
+        association = self.association
+        return KnownSession(self._secret, association.cookie_wanted, association.peer_packs).serialise()
+
     def send(self, data: bytes) -> None:
         """See `ClientAssociation.send`."""
         if self.over:
@@ -166,13 +182,14 @@ class ClientProtocol(DatagramProtocol):
         self.association.send(data)
         self.counters.messages_sent += 1
         if not self._busy:
-            self._flush()
+            self._turn.flush(self, wait=self.association.peer_packs)
 
     def end(self, reason: AssociationLost, *, notify: bool) -> Deferred[None]:
         """Stop everything and tell the handler."""
         if not self.over:
             if notify:
                 self.association.notify_close()
+            if notify or isinstance(reason, LocallyClosed):
                 self._flush()
             self._stop()
             self._call(self._handler.association_lost, self.association_id, reason)
@@ -225,12 +242,40 @@ class ClientProtocol(DatagramProtocol):
         self._busy = False
         if self.over:
             return
+        if self._resumption_only and (self.association.cookie_wanted or progress.lost is not None):
+            self._begin_anew()
+            return
         if progress.lost is not None:
             self._lost(progress.lost)
             return
         self._flush()
         if not self.over:
             self._arm()
+
+    def _begin_anew(self) -> None:
+        """The server does not take up the resumption: offer everything.
+
+        It has forgotten the session, or it wants a cookie now. Whoever forges the one or the other delays the
+        handshake, which he can do anyway. It goes on from another port, so that no late answer to the former hello
+        is taken for one to this hello.
+        """
+        self._resumption_only = False
+        before = self.association
+        if not before.cookie_wanted:
+            self._flush()  # the alert that says so: the server need not wait any longer
+        if self.over:
+            return
+        try:
+            self.rebind()
+        except NetworkUnreachable as error:
+            self._fail(error)
+            return
+        timeout = self._retransmit_after if before.rtt is None else 3 * before.rtt
+        before.release()
+        self.association = Association(
+            self._hellos.second(), mtu=self._mtu, timeout=timeout, peer_packs=self._hellos.server_packs
+        )
+        self._apply(self.association.start())
 
     def _on_usable(self) -> None:
         """Messages can be sent: verify the server before anybody does."""
@@ -247,7 +292,7 @@ class ClientProtocol(DatagramProtocol):
             self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
         self.cipher = connection.get_cipher_name() or ""
         if self.association.established:
-            self.session = binding.export_session(connection)
+            self._secret = binding.export_session(connection)
         self._reported = True
         self._call(self._handler.association_established, self.association_id)
         if not self.over:
@@ -255,7 +300,8 @@ class ClientProtocol(DatagramProtocol):
 
     def _on_complete(self) -> None:
         """The server has proven that it saw the same handshake."""
-        self.session = self.session or binding.export_session(self.association.connection)
+        self._secret = self._secret or binding.export_session(self.association.connection)
+        self._resumption_only = False
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._deadline = None
@@ -281,6 +327,7 @@ class ClientProtocol(DatagramProtocol):
             if timer is not None and timer.active():
                 timer.cancel()
         self._timer = self._deadline = None
+        self._turn.cancel()
         self.association.release()
         self._close_socket(self._socket)
 
@@ -300,7 +347,10 @@ class ClientProtocol(DatagramProtocol):
 
     def _retransmit(self) -> None:
         self._timer = None
-        if not self.over:
+        self._due += 1
+        if self._resumption_only and self._due >= _PATIENCE:
+            self._begin_anew()
+        elif not self.over:
             self.association.handle_timeout(self._reactor.seconds())
             self._flush()
             self._arm()
@@ -362,52 +412,6 @@ class _FurtherSocket(DatagramProtocol):
 def _connect_socket(socket: DatagramProtocol, peer: tuple[str, int]) -> None:
     transport: Any = socket.transport
     transport.connect(*peer)
-
-
-def _new_connection(
-    context: ClientContext, options: ClientOptions, server_name: str, session: bytes | None
-) -> SSL.Connection:
-    connection = _bare_connection(context, options, server_name)
-    if session is not None:
-        if binding.import_session(connection, session):
-            return connection
-        _log.info("The DTLS session to resume is not usable; making a full handshake")
-    if options.hello_size:
-        missing = options.hello_size - _hello_size(_bare_connection(context, options, server_name))
-        if missing > 0:
-            connection.set_alpn_protos(_padding(missing))
-    return connection
-
-
-def _bare_connection(context: ClientContext, options: ClientOptions, server_name: str) -> SSL.Connection:
-    connection = SSL.Connection(context.ssl_context, None)
-    connection.set_connect_state()
-    connection.set_ciphertext_mtu(options.mtu)
-    if not is_ip_address(server_name):  # RFC 6066 section 3: no literal addresses
-        connection.set_tlsext_host_name(server_name.encode("ascii"))
-    return connection
-
-
-def _hello_size(connection: SSL.Connection) -> int:
-    """Bytes of the datagram with the ClientHello of a connection, which is of no further use."""
-    with suppress(SSL.WantReadError):
-        connection.do_handshake()
-    return len(connection.bio_read(_LARGEST_HELLO))
-
-
-def _padding(size: int) -> list[bytes]:
-    """Protocol names for an ALPN extension (RFC 7301) of so many bytes, or a few more.
-
-    The first is that of CoAP over DTLS; the others are none, and are there for their length. A server that knows
-    no ALPN ignores them all, one that does chooses the first. OpenSSL's own padding (RFC 7685) begins at 256 bytes.
-    """
-    names = [b"co"]
-    left = size - _ALPN_HEADERS - 3
-    while left > 1:
-        length = min(left - 1, 255)
-        names.append(b"-" * length)
-        left -= length + 1
-    return names
 
 
 def _pass_on(result: object, finished: Deferred[None]) -> object:

@@ -54,6 +54,9 @@ CLIENT_CIPHERS = ":".join(
 GROUPS = "X25519:P-256:P-384"
 """Best first. P-384 is there for certificates on that curve, which could not be used otherwise (RFC 8422 5.1.1)."""
 
+_NO_CURVE = "ffdhe2048"
+"""A group that is no curve (RFC 7919): a client that knows no other one leaves the extensions about curves out."""
+
 SIGNATURE_ALGORITHMS = "ECDSA+SHA256:RSA-PSS+SHA256:ECDSA+SHA384:RSA+SHA256:RSA+SHA384"
 """What a client offers, 2 bytes each: enough for the chains that public authorities issue."""
 
@@ -134,10 +137,37 @@ class ClientContext:
     Attributes:
         ssl_context: The pyOpenSSL context.
         verification: How servers are verified.
+        keylog: As given to `make_client_context`.
     """
 
     ssl_context: SSL.Context = attrs.field(repr=False)
     verification: ClientVerification
+    keylog: Callable[[bytes], None] | None = attrs.field(default=None, repr=False, eq=False)
+    _resuming: dict[str, SSL.Context] = attrs.field(factory=dict, init=False, repr=False, eq=False)
+
+    def resuming(self, suite: str) -> SSL.Context | None:
+        """Settings for a hello that offers nothing but to resume a session of this suite.
+
+        A full handshake cannot come of it: there is no curve in common, and no certificate is trusted.
+
+        Args:
+            suite: OpenSSL's name of a cipher suite.
+
+        Returns:
+            The settings, kept for each suite that a client offers, or None if it is none of those.
+        """
+        if suite not in CLIENT_CIPHERS.split(":"):
+            return None
+        if suite not in self._resuming:
+            context = _new_context(SSL.DTLS_CLIENT_METHOD, groups=_NO_CURVE)
+            context.set_cipher_list(suite.encode())
+            binding.set_signature_algorithms(context, f"{suite.split('-')[1]}+SHA256")
+            context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+            context.set_verify(SSL.VERIFY_PEER)
+            if self.keylog is not None:
+                _install_keylog(context, self.keylog)
+            self._resuming[suite] = context
+        return self._resuming[suite]
 
 
 def make_server_context(certificate_path: str, key_path: str) -> ServerContext:
@@ -202,10 +232,10 @@ def make_client_context(
         context.set_verify(SSL.VERIFY_NONE)
     if keylog is not None:
         _install_keylog(context, keylog)
-    return ClientContext(context, verification)
+    return ClientContext(context, verification, keylog)
 
 
-def _new_context(method: int) -> SSL.Context:
+def _new_context(method: int, groups: str = GROUPS) -> SSL.Context:
     binding.check_binding()
     context = SSL.Context(method)
     context.set_min_proto_version(DTLS_1_2)
@@ -219,7 +249,7 @@ def _new_context(method: int) -> SSL.Context:
     )
     context.set_mode(binding.release_buffers_mode())
     context.set_cipher_list(CIPHERS.encode())
-    binding.set_groups(context, GROUPS)
+    binding.set_groups(context, groups)
     return context
 
 

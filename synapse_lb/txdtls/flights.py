@@ -32,6 +32,9 @@ DEFAULT_TIMEOUT: Final = 4.0
 RFC 7925 section 11. At 125 bytes a second a hello and its HelloVerifyRequest take 2.7 s, both flights of a resumption
 3.2 s."""
 
+SLOW_ANSWER: Final = 2.0
+"""Seconds: an answer that comes later than this after the last copy of a flight has come over a slow link."""
+
 MIN_TIMEOUT: Final = 1.0
 """Seconds, the least (RFC 6298 section 2.4)."""
 
@@ -40,6 +43,10 @@ MAX_TIMEOUT: Final = 60.0
 
 SLOWEST: Final = 125.0
 """Bytes per second of the slowest link that a server waits for before it repeats a flight by itself."""
+
+FINISHED_WAITS: Final = 0.1
+"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
+datagram with it."""
 
 _CLIENTS_ANSWER: Final = 350
 """Bytes of a client's answer to a resumption, with a request, at IP level."""
@@ -138,6 +145,13 @@ class Flights:
             self._current, self._copies = flight, 0
             self.sent_at = self.first_sent_at = now
         return self._numbered([*flight, *others]), bool(flight), repeated
+
+    def answered_slowly(self, now: float) -> bool:
+        """Whether an answer that comes now comes late, even if it is to the last copy of the last flight.
+
+        Sooner, the copies before may have been lost, and the time since the first would tell nothing of the link.
+        """
+        return bool(self._current) and now - self.sent_at > SLOW_ANSWER
 
     def again(self, now: float, seal: Callable[[bytes], bytes]) -> list[bytes]:
         """The last flight once more, with new numbers.

@@ -26,8 +26,8 @@ here:
   client is and moves the association back. To keep it away, every single record has to be overtaken.
 - Nobody reads anything; messages to the wrong address are lost, as on a bad network, and repeated.
 - The wrong address is no target worth the trouble: until it is proven, no more than three times the bytes of
-  authentic datagrams that came from there are sent to it (the bound of RFC 9000 section 8.1). Some of the rest is
-  kept for later (`Path`).
+  authentic datagrams that came from there are sent to it (the rule of RFC 9000 section 8.1, see `AMPLIFICATION`).
+  Some of the rest is kept for later (`Path`).
 
 An address is proven when its handshake's cookie came back, or when the owner calls `confirm_address`, because the
 peer answered something that was sent there and nowhere else: the gateway sends a CoAP ping after each move. The
@@ -63,12 +63,15 @@ MAX_SOURCES: Final = 1024
 """Sources whose budget is remembered; the one that was heard of longest ago is forgotten first."""
 
 AMPLIFICATION: Final = 3
-"""Bytes that may be sent to an unproven address for each authentic byte that came from there (RFC 9000 8.1)."""
+"""Bytes that may be sent to an unproven address for each authentic byte that came from there (RFC 9000 8.1).
+
+Counted are the bytes that the network carries, so those of the IP and UDP headers are among them (`headers`)."""
 
 MAX_HELD: Final = 16
 """Datagrams that are kept for an unproven address."""
 
 _EPOCH: Final = b"\0\1"  # without renegotiation there is no other
+_HALF_AN_ADDRESS: Final = 8
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -81,6 +84,11 @@ def host_key(host: str) -> bytes:
     except OSError:
         return host.encode()  # no IP address: a network in memory may have other names
     return packed[12:] if packed.startswith(_MAPPED) else packed[:8]
+
+
+def headers(host: str) -> int:
+    """Bytes of the IP and UDP headers of a datagram from or to an address."""
+    return 48 if ":" in host and len(host_key(host)) == _HALF_AN_ADDRESS else 28
 
 
 def sequence_to_try(data: bytes) -> int | None:
@@ -286,22 +294,25 @@ class Path:
 
     Attributes:
         proven: The last address that has shown it.
-        credit: Bytes that may still be sent to the present address; None if it is proven.
+        credit: Bytes that may still be sent to the present address, headers included; None if it is proven.
         keeps: Datagrams that are held at most; further ones are lost.
+        headers: Bytes of the headers of each datagram.
         held: Datagrams that wait for more credit, or for the proof.
     """
 
     proven: Address
     credit: int | None = None
     keeps: int = MAX_HELD
+    headers: int = 28
     held: list[bytes] = attrs.field(factory=list, repr=False)
 
     def admit(self, datagram: bytes) -> bool:
         """Whether a datagram may leave now; if not, it is held or lost."""
         if self.credit is None:
             return True
-        if len(datagram) <= self.credit:
-            self.credit -= len(datagram)
+        size = len(datagram) + self.headers
+        if size <= self.credit:
+            self.credit -= size
             return True
         if len(self.held) < self.keeps:
             self.held.append(datagram)
@@ -309,17 +320,19 @@ class Path:
 
     @classmethod
     def unproven(cls, address: Address, size: int) -> Path:
-        """The path to an address that has sent so many bytes, and has shown nothing yet.
+        """The path to an address that has sent one datagram of so many bytes, and has shown nothing yet.
 
         What may not leave during a handshake is lost: the flight is sent again when the client asks for it.
         """
-        return cls(address, credit=AMPLIFICATION * size, keeps=0)
+        path = cls(address, credit=0, keeps=0, headers=headers(address[0]))
+        path.received(size)
+        return path
 
     def received(self, size: int) -> list[bytes]:
-        """A datagram came from the present address; returns what of the held ones may leave now."""
+        """A datagram of so many bytes came from the present address; returns what of the held ones may leave now."""
         if self.credit is None:
             return []
-        self.credit += AMPLIFICATION * size
+        self.credit += AMPLIFICATION * (size + self.headers)
         held, self.held = self.held, []
         return [datagram for datagram in held if self.admit(datagram)]
 
@@ -327,7 +340,7 @@ class Path:
         """The client is at another address now; returns what may leave now."""
         if address == self.proven:
             return self.prove(address)
-        self.credit = 0
+        self.credit, self.headers = 0, headers(address[0])
         return []
 
     def prove(self, address: Address) -> list[bytes]:

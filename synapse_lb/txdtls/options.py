@@ -81,7 +81,7 @@ class ClientOptions:
     mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
     handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
     retransmit_after: float = attrs.field(default=DEFAULT_TIMEOUT, validator=_positive)
-    hello_size: int = attrs.field(default=232, validator=[validators.ge(0), validators.le(1000)])
+    hello_size: int = attrs.field(default=214, validator=[validators.ge(0), validators.le(1000)])
     false_start: bool = True
 
 

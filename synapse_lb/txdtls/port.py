@@ -40,20 +40,20 @@ from synapse_lb.txdtls.errors import (
     Replaced,
     ShutDown,
 )
+from synapse_lb.txdtls.flights import FINISHED_WAITS
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport
 from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
-
-FINISHED_WAITS = 0.1
-"""Seconds that the server's Finished waits for the answer to a request that came with the client's, to share a
-datagram with it."""
+from synapse_lb.txdtls.turns import EndOfTurn
 
 
 class DTLSServerPort(DatagramProtocol):
     """A Twisted protocol for `reactor.listenUDP` that serves DTLS 1.2.
+
+    What asks for something of an association raises `AssociationGone` if there is no such established one.
 
     Args:
         context: Certificate and settings.
@@ -81,6 +81,7 @@ class DTLSServerPort(DatagramProtocol):
         self._admission = Admission(self._options)
         self._listener = HelloListener(context, self._options)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
+        self._turn = EndOfTurn(reactor, self._flush)
         self._stopped = False
 
     # -- what the owner calls
@@ -96,7 +97,7 @@ class DTLSServerPort(DatagramProtocol):
         return self._table.handshakes
 
     def send(self, association_id: int, data: bytes) -> None:
-        """Send one message in one datagram.
+        """Send one message, at the end of the turn if it may share a datagram with others.
 
         Raises:
             MessageTooLarge: It does not fit into one datagram.
@@ -108,7 +109,7 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.messages_sent += 1
         entry.sent_messages = True
         if not entry.busy:
-            self._flush(entry)
+            self._turn.flush(entry, wait=entry.association.peer_packs)
 
     def close(self, association_id: int) -> None:
         """Close with close_notify; nothing happens if there is no such association."""
@@ -125,13 +126,10 @@ class DTLSServerPort(DatagramProtocol):
             self._end(entry, ShutDown("the port was shut down"), notify=True)
         self._listener.close()
         self._sweeper.arm()
+        self._turn.cancel()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
-        """The client's address.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """The client's address."""
         host, port = self._entry(association_id).address
         return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
 
@@ -146,27 +144,15 @@ class DTLSServerPort(DatagramProtocol):
             self._write_all(entry, entry.path.prove(entry.address))
 
     def max_message_size(self, association_id: int) -> int:
-        """Bytes of the largest message that fits into one datagram.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Bytes of the largest message that fits into one datagram."""
         return self._entry(association_id).association.max_message_size
 
     def rtt(self, association_id: int) -> float | None:
-        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Round-trip time in seconds as the handshake showed it; None if every flight was repeated."""
         return self._entry(association_id).association.rtt
 
     def longest_rtt(self, association_id: int) -> float | None:
-        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None.
-
-        Raises:
-            AssociationGone: There is no such established association.
-        """
+        """Seconds that no round trip exceeds, if a flight was repeated: a bound where `rtt` is None."""
         return self._entry(association_id).association.longest_rtt
 
     def replace_context(self, context: ServerContext) -> None:
@@ -229,7 +215,7 @@ class DTLSServerPort(DatagramProtocol):
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
-        association = self._admission.attempt(self._listener.new_connection(), hello, size, now)
+        association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
         if association is None:
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)

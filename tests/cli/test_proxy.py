@@ -76,7 +76,6 @@ class ArgumentsTests(SynchronousTestCase):
             (EXIT_USAGE, ("--https", "https://example.org?x", "example.org")),
             (EXIT_USAGE, ("--pin", "12", "example.org")),
             (EXIT_USAGE, ("-k", "--pin", "00" * 32, "example.org")),
-            (EXIT_CERTIFICATE_FILE, ("--cacert", "/nowhere", "example.org")),
         ):
             error = self.assertRaises(CommandError, configuration, parsed(*argv))
             self.assertEqual(error.exit_status, status, argv)
@@ -184,6 +183,12 @@ class RunTests(LoopbackTestCase):
         self.assertIn("warning:", terminal.errors())
         interrupts[0]()
         self.assertEqual(await status, 0)
+
+    async def test_authorities_that_cannot_be_used(self) -> None:
+        for path in ("/nowhere", self.certificate.key_path):
+            terminal, status, _ = self.run_proxy("--cacert", path, "https://example.org")
+            self.assertEqual(await status, EXIT_CERTIFICATE_FILE)
+            self.assertIn(path, terminal.errors())
 
     async def test_port_that_is_taken(self) -> None:
         with socket.socket() as taken:

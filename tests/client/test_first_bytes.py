@@ -133,8 +133,8 @@ class FirstBytesTests(TestCase):
     def test_without_a_cookie(self) -> None:
         self.serve("auto")
         first = self.send("first, no cookie")
-        self.assert_at_most(first, 4, 1474)
-        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 757)
+        self.assert_at_most(first, 4, 1456)
+        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 725)
 
     def test_with_x1(self) -> None:
         """The request and its answer in x1, of which the client knows that the server has it."""
@@ -148,6 +148,6 @@ class FirstBytesTests(TestCase):
     def test_with_a_cookie(self) -> None:
         self.serve("always")
         first = self.send("first, cookie")
-        self.assert_at_most(first, 6, 1692)
+        self.assert_at_most(first, 6, 1674)
         self.assert_at_most(self.send("first, cookie, which is expected", again=True), 6, 1578)
         self.assert_at_most(self.send("resumed, cookie", first[2]), 6, 1007)

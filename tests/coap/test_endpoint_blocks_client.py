@@ -333,7 +333,7 @@ class Uploads(ClientTestCase):
         for exchange in (*exchanges[:2], other):
             script.endpoint.cancel(exchange, script.now)
         self.request(POST)
-        script.endpoint_sends("CON [$f] POST /a Token=$6 1:0/1/1024", BODY[:1024])
+        script.endpoint_sends("CON [$f] POST /a Token=$6 1:0/1/1024 Request-Tag=0x03", BODY[:1024])
         for event in script.events():
             self.assertNotIsInstance(event, RequestFailed)
         script.endpoint.drop_peer("peer", script.now)

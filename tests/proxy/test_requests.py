@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl
 
 from twisted.internet.defer import gatherResults, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.interfaces import IPullProducer
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from twisted.web.client import ResponseFailed
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
+from zope.interface import implementer
 
 from synapse_lb.client import ClientVerification
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
@@ -26,6 +33,57 @@ from tests.proxy.harness import ProxyTestCase
 ECHO = "/_matrix/client/v3/echo"
 
 
+class Raw(Protocol):
+    """A TCP connection to the proxy."""
+
+    def __init__(self, take: Callable[[bytes], object]) -> None:
+        self._take = take
+
+    @classmethod
+    async def connect(cls, url: str, take: Callable[[bytes], object]) -> Raw:
+        """Open one."""
+        port = int(url.rpartition(":")[2])
+        endpoint = TCP4ClientEndpoint(REACTOR, "127.0.0.1", port)
+        connected: Raw = await connectProtocol(endpoint, cls(take))
+        return connected
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something has come."""
+        self._take(data)
+
+    def write(self, data: bytes) -> None:
+        """Send it."""
+        transport: Any = self.transport
+        transport.write(data)
+
+    def pause(self) -> None:
+        """Read no more."""
+        transport: Any = self.transport
+        transport.pauseProducing()
+
+    def abort(self) -> None:
+        """Go away."""
+        transport: Any = self.transport
+        transport.abortConnection()
+
+
+@implementer(IPullProducer)
+class Endless:
+    """A body without an end."""
+
+    def __init__(self, site: HttpsHomeserver, request: Any) -> None:
+        self.site = site
+        self.request = request
+
+    def resumeProducing(self) -> None:
+        """Write some."""
+        self.site.written += 10_000
+        self.request.write(b"x" * 10_000)
+
+    def stopProducing(self) -> None:
+        """Nobody wants more."""
+
+
 class HttpsHomeserver(Resource):
     """Stands where the homeserver's HTTPS would be; says what it was asked."""
 
@@ -36,6 +94,8 @@ class HttpsHomeserver(Resource):
         self.seen: list[tuple[bytes, bytes, bytes, dict[bytes, bytes]]] = []
         self.answer: bytes = b"over https"
         self.json: dict[bytes, Any] = {}
+        self.left: list[Failure] = []
+        self.written = 0
 
     def render(self, request: Any) -> bytes | int:
         """Answer."""
@@ -49,6 +109,10 @@ class HttpsHomeserver(Resource):
         if request.path.endswith(b"/truncated"):
             request.write(b"some")
             REACTOR.callLater(0.02, request.loseConnection)
+            return int(NOT_DONE_YET)
+        if request.path.endswith(b"/endless"):
+            request.notifyFinish().addErrback(self.left.append)
+            request.registerProducer(Endless(self, request), False)
             return int(NOT_DONE_YET)
         if request.path.endswith(b"/redirect"):
             request.redirect(b"https://sso.example.com/")
@@ -339,6 +403,29 @@ class HttpsTests(ProxyTestCase):
             http.fetch("GET", "/_matrix/media/v3/download/x/truncated"), ResponseFailed
         )
         self.assertTrue(failure)
+
+    async def test_client_that_goes_away_from_a_download(self) -> None:
+        """The homeserver is left, too, and nothing is said of it."""
+        _, http = self.start_proxy(self.start_server(), https=self.https_url)
+        parts: list[bytes] = []
+        client = await Raw.connect(http.url, parts.append)
+        client.write(b"GET /_matrix/media/v3/download/x/endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: sum(map(len, parts)) > 50_000)
+        client.abort()
+        await until(lambda: self.https.left)
+
+    async def test_slow_reader(self) -> None:
+        """What it does not read is not kept in memory."""
+        _, http = self.start_proxy(self.start_server(), https=self.https_url)
+        client = await Raw.connect(http.url, lambda _: client.pause())
+        client.write(b"GET /_matrix/media/v3/download/x/endless HTTP/1.1\r\nHost: x\r\n\r\n")
+        written = -1
+        while written != self.https.written:
+            written = self.https.written
+            await deferLater(REACTOR, 0.3)
+        self.assertLess(written, 50_000_000)
+        client.abort()
+        await until(lambda: self.https.left)
 
     async def test_discovery(self) -> None:
         """Media goes where `/.well-known` says, and the rest where `/versions` says."""

@@ -268,14 +268,27 @@ class PathTests(SynchronousTestCase):
         self.assertTrue(path.admit(bytes(100_000)))
         self.assertEqual(path.moved(("192.0.2.2", 1)), [])
         self.assertEqual(path.received(100), [])
+        # 3 * (100 + 28) bytes, of which the first takes 299 + 28, the third 1 + 28
         self.assertTrue(path.admit(bytes(299)))
-        self.assertFalse(path.admit(b"ab"))
+        self.assertFalse(path.admit(bytes(30)))
         self.assertTrue(path.admit(b"c"))
         self.assertFalse(path.admit(b"d"))
-        self.assertEqual(path.received(1), [b"ab", b"d"])
+        self.assertEqual(path.credit, 28)
+        self.assertEqual(path.received(1), [bytes(30), b"d"])
+        self.assertEqual(path.credit, 28 + 3 * 29 - 58 - 29)
         self.assertEqual(path.prove(("192.0.2.2", 1)), [])
         self.assertTrue(path.admit(bytes(100_000)))
         self.assertEqual(path.received(1), [])
+
+    def test_headers_are_counted(self) -> None:
+        for host, size in (("192.0.2.2", 28), ("::ffff:192.0.2.2", 28), ("2001:db8::2", 48)):
+            moved = Path(("192.0.2.1", 1))
+            moved.moved((host, 1))
+            moved.received(10)
+            for path in (Path.unproven((host, 1), 10), moved):
+                self.assertEqual(path.credit, 3 * (10 + size))
+                self.assertTrue(path.admit(b"x"))
+                self.assertEqual(path.credit, 3 * (10 + size) - size - 1)
 
     def test_what_is_held_is_bounded_and_leaves_with_the_proof(self) -> None:
         path = Path(("192.0.2.1", 1))
