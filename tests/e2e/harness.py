@@ -31,6 +31,7 @@ from synapse_lb.testing.throwaway import ThrowawayHomeserver, synapse_is_install
 from synapse_lb.txdtls.client import ClientAssociation, connect
 from synapse_lb.txdtls.context import ClientVerification, make_client_context
 from synapse_lb.txdtls.errors import AssociationLost
+from synapse_lb.txdtls.options import ClientOptions
 
 reactor: Any = _reactor
 
@@ -143,7 +144,9 @@ class RawPeer:
 
     # Ours
 
-    async def open(self, host: str, port: int, using: Any = None) -> RawPeer:
+    async def open(
+        self, host: str, port: int, using: Any = None, options: ClientOptions | None = None
+    ) -> RawPeer:
         """Complete the handshake."""
         self.association = await connect(
             using if using is not None else reactor,
@@ -151,6 +154,7 @@ class RawPeer:
             port,
             context=make_client_context(ClientVerification.none()),
             handler=self,
+            options=options,
         )
         return self
 
