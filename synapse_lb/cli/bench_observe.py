@@ -33,9 +33,9 @@ _NEWS_TIMEOUT: Final = 30.0
 _TICK: Final = 0.05
 
 _DESCRIPTION = """\
-Counts the IP packets that four clients of a real, throw-away Synapse send and get while nothing happens, and for each
-message that is pushed: OBSERVE, long polling over CoAP, over HTTPS, and over HTTPS with gzip. Needs root on Linux
-(network namespaces, TUN devices), and Synapse: pip install 'synapse-lb[server]'.
+Counts the IP packets that five clients of a real, throw-away Synapse send and get while nothing happens, and for each
+message that is pushed: OBSERVE, the same in x1, long polling over CoAP, over HTTPS, and over HTTPS with gzip. Needs
+root on Linux (network namespaces, TUN devices), and Synapse: pip install 'synapse-lb[server]'.
 """
 
 
@@ -180,7 +180,7 @@ class Bench:
             **{name: getattr(arguments, name) for name in ("rtt", "heartbeat", "poll")},
         }
         self.results = Results(conditions, arguments.span, arguments.messages)
-        users = [world.register(f"reader{number}") for number in range(4)]
+        users = [world.register(f"reader{number}") for number in range(5)]
         self._writer = world.register("writer")
         self._room_id = world.make_room("Low bandwidth", self._writer, users)
         reactor = self.terminal.reactor
@@ -192,12 +192,13 @@ class Bench:
                     reactor,
                     user,
                     since,
-                    observe=not number,
+                    observe=number < 2,
+                    x1=number == 1,
                     poll=arguments.poll,
                     heartbeat=arguments.heartbeat,
                 )
-                if number < 2
-                else HttpsReader(world, reactor, user, since, compressed=number > 2, poll=arguments.poll)
+                if number < 3
+                else HttpsReader(world, reactor, user, since, compressed=number > 3, poll=arguments.poll)
             )
 
     async def measure(self) -> None:

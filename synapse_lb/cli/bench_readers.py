@@ -72,6 +72,7 @@ class CoapReader:
         user: who reads.
         since: where to begin.
         observe: which of the two.
+        x1: whether it speaks the extension x1, or version 1 of MSC3079 alone.
         poll: seconds, the time limit of a poll.
         heartbeat: seconds of silence after which an observer pings.
     """
@@ -84,21 +85,22 @@ class CoapReader:
         since: str,
         *,
         observe: bool,
+        x1: bool,
         poll: float,
         heartbeat: float,
     ) -> None:
-        self.title = f"OBSERVE, a ping each {heartbeat:g} s" if observe else "long polling over CoAP"
+        self.title = f"OBSERVE{', x1' if x1 else ''}" if observe else "long polling over CoAP"
         self.rounds = self.news = 0
         self.renewed_hourly = observe
         self.error: BaseException | None = None
-        self._client = self._make_client(world, reactor, heartbeat)
+        self._client = self._make_client(world, reactor, heartbeat, x1)
         self._user, self._since, self._observe = user, since, observe
         self._poll = f"{round(poll * 1000)}"
         self._observation: Observation | None = None
         self._polling: Deferred[None] | None = None
 
     @staticmethod
-    def _make_client(world: World, reactor: Any, heartbeat: float) -> LowBandwidthClient:
+    def _make_client(world: World, reactor: Any, heartbeat: float, x1: bool) -> LowBandwidthClient:
         from synapse_lb.client.client import LowBandwidthClient
         from synapse_lb.client.persistence import Persistence
         from synapse_lb.txdtls.context import ClientVerification
@@ -109,6 +111,8 @@ class CoapReader:
             verification=ClientVerification.ca_file(str(world.homeserver.certificate_path)),
             # The state in which a client is after some minutes.
             persistence=Persistence(heartbeat=heartbeat, first_heartbeat=heartbeat),
+            extensions="known" if x1 else False,
+            deflate=x1,
         )
 
     async def connect(self) -> None:

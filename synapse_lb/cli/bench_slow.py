@@ -107,7 +107,9 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
         report = bench.report
         terminal.write(json.dumps(report.as_json(), indent=1) + "\n" if arguments.json else tables(report))
 
-    options = {"limits": {"handshake_timeout": f"{round(arguments.patience)}s"}}
+    # The defaults leave a handshake no time below 300 bit/s.
+    patience = f"{round(arguments.patience)}s"
+    options = {"limits": {"handshake_timeout": patience, "unproven_timeout": patience}}
     return run_in_world(terminal, prepare, Bench.measure, show, lowbandwidth_options=options, metrics=True)
 
 

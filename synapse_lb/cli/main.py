@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     ExitStatus = int | Deferred[int]
     Run = Callable[[argparse.Namespace, Terminal], ExitStatus]
 
-COMMANDS: Final[tuple[str, ...]] = ("coap", "jc", "proxy", "demo", "gateway", "bench")
+COMMANDS: Final[tuple[str, ...]] = ("coap", "jc", "check", "proxy", "demo", "gateway", "bench")
 """Modules of `synapse_lb.cli` that add a subcommand, in the order in which `--help` shows them."""
 
 _DESCRIPTION = "Low-bandwidth Matrix (MSC3079): CoAP and CBOR over DTLS/UDP."

@@ -33,6 +33,7 @@ class AssociationInfo:
         resumed: whether the handshake resumed a session.
         max_message_size: bytes of the largest CoAP message in one datagram.
         rtt: seconds of a round trip as the handshake showed it, or None.
+        certificate_pem: the server's certificate.
     """
 
     address: str
@@ -42,6 +43,7 @@ class AssociationInfo:
     resumed: bool
     max_message_size: int
     rtt: float | None
+    certificate_pem: bytes = attrs.field(default=b"", repr=False)
 
     @classmethod
     def of(cls, association: ClientAssociation) -> AssociationInfo:
@@ -54,6 +56,7 @@ class AssociationInfo:
             resumed=association.resumed,
             max_message_size=association.max_message_size,
             rtt=association.rtt,
+            certificate_pem=association.certificate_pem,
         )
 
 

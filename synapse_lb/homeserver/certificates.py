@@ -7,18 +7,23 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from synapse.module_api.errors import ConfigError
 
+from synapse_lb.coaps.clock import Clock, Timer
 from synapse_lb.homeserver import hooks
 from synapse_lb.homeserver.config import LowBandwidthListenerConfig
-from synapse_lb.txdtls.certificates import generate_self_signed, write_private_file
+from synapse_lb.txdtls.certificates import EXPIRES_SOON, generate_self_signed, write_private_file
 from synapse_lb.txdtls.context import ServerContext, make_server_context
 from synapse_lb.txdtls.errors import DTLSError
 
 logger = logging.getLogger(__name__)
+
+DAY: Final = 86400.0
+"""s between two looks at a certificate."""
 
 _ADVICE: Final = "set tls_certificate_path and tls_private_key_path of the listener"
 
@@ -59,6 +64,43 @@ class CertificateSource:
         for warning in context.warnings:
             logger.warning("Low-bandwidth listener: %s", warning)
         return context
+
+
+class ExpiryWatch:
+    """Warns once a day of a certificate that expires soon, or has expired.
+
+    Args:
+        clock: the reactor.
+        expires: tells when it expires, in seconds since 1970.
+        name: what to call it in the log.
+        now: seconds since 1970.
+    """
+
+    def __init__(
+        self, clock: Clock, expires: Callable[[], float], name: str, now: Callable[[], float] = time.time
+    ) -> None:
+        self._clock = clock
+        self._expires = expires
+        self._name = name
+        self._now = now
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Look in a day: what is wrong today was said when it was loaded."""
+        self._timer = self._clock.callLater(DAY, self._look)
+
+    def stop(self) -> None:
+        """Look no more. Idempotent."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def _look(self) -> None:
+        left = self._expires() - self._now()
+        if left < EXPIRES_SOON.total_seconds():
+            when = "has expired" if left < 0 else f"expires in {left / DAY:.0f} days"
+            logger.warning("%s %s: replace it, and send SIGHUP to Synapse", self._name, when)
+        self.start()
 
 
 def _generated(homeserver: hooks.Homeserver) -> tuple[str, str]:

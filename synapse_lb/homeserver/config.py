@@ -29,10 +29,16 @@ _any_integer: Final = values.integer(0, 2**31 - 1)
 
 _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "max_associations": _any_integer,
+    "max_associations_per_source": _any_integer,
+    "max_unauthenticated": _any_integer,
+    "unauthenticated_timeout": values.seconds,
+    "evictable_after": values.seconds,
+    "handshakes_per_second": _any_integer,
     "max_half_open": _any_integer,
     "handshake_timeout": values.seconds,
     "max_unproven": _any_integer,
     "unproven_per_second": _any_integer,
+    "unproven_timeout": values.seconds,
     "move_trials_per_datagram": _any_integer,
     "move_trials_per_source": _any_integer,
     "move_trials_per_second": _any_integer,

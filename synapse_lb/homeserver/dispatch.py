@@ -12,6 +12,7 @@ import io
 import json
 from typing import Any, Final
 
+import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
@@ -169,6 +170,8 @@ class CaptureChannel:
         if done.called:
             return
         request = self.request
+        if request is not None:
+            response = attrs.evolve(response, authenticated=request.requester is not None)
         with hooks.PreserveLoggingContext():
             done.callback(response)
         # The caller has encoded it: those are the bytes that the access log is to show.

@@ -88,6 +88,7 @@ NEEDED: Final = (
     (VersionsRestServlet, "on_GET"),
     (SynapseRequest, "requestReceived"),
     (SynapseRequest, "connectionLost"),
+    (SynapseRequest, "requester"),
     (HomeServer, "register_sync_shutdown_handler"),
     (HomeServer, "get_reactor"),
     (HomeServer, "get_auth"),
@@ -190,7 +191,7 @@ def stop_starting_up(error: ConfigError) -> None:
     if not _inside_register_start(sys._getframe()):
         raise error
     message = "".join(format_config_error(error))
-    app_base.logger.critical("Error during startup: %s", message)
+    app_base.logger.critical("Error during startup: %s", " ".join(message.split()))
     print(f"\n{message}", file=sys.__stderr__, flush=True)
     os._exit(1)  # As register_start does: SystemExit would be swallowed by the reactor.
 

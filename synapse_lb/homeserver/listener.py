@@ -14,11 +14,12 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
 
 from synapse_lb.homeserver import hooks
-from synapse_lb.homeserver.certificates import CertificateSource
+from synapse_lb.homeserver.certificates import CertificateSource, ExpiryWatch
 from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.news import NewsWaiter
+from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.port import DTLSServerPort
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,13 @@ class BoundPort:
     transport: Any
     dtls: DTLSServerPort
     gateway: Gateway
+    certificate: Callable[[], ServerContext]
+    """The certificate that new handshakes use."""
+
+    @property
+    def expires(self) -> float:
+        """When the certificate expires, in seconds since 1970."""
+        return self.certificate().expires
 
 
 class Listener:
@@ -61,6 +69,11 @@ class Listener:
         self._news = news
         self._certificate = CertificateSource(homeserver, config)
         self._context = self._certificate.load()
+        self._watch = ExpiryWatch(
+            homeserver.reactor,
+            lambda: self._context.expires,
+            f"The certificate {self._certificate.certificate_path}",
+        )
 
     def start(self) -> None:
         """Open the ports.
@@ -77,6 +90,7 @@ class Listener:
         except ConfigError:
             self.stop()
             raise
+        self._watch.start()
         logger.info(
             "Synapse now listening on UDP port %d (low bandwidth: CoAP over DTLS) on %s; "
             "certificate %s, SHA-256 fingerprint %s",
@@ -106,6 +120,7 @@ class Listener:
 
     def stop(self) -> None:
         """Tell observers, send close_notify to all clients and close the ports. Idempotent."""
+        self._watch.stop()
         ports, self.ports = self.ports, []
         for port in ports:
             port.gateway.end_observations()
@@ -139,7 +154,7 @@ class Listener:
             except CannotListenError:
                 raise _cannot_listen(address, self.config.port, error) from None
             return
-        self.ports.append(BoundPort(address, transport, dtls, gateway))
+        self.ports.append(BoundPort(address, transport, dtls, gateway, lambda: self._context))
 
     def _own_address(self) -> IPv4Address | IPv6Address:
         address = self.config.bind_addresses[0]

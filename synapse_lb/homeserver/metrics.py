@@ -2,12 +2,12 @@
 """The counters of all rooms as Prometheus metrics ``synapse_lb_*``, beside Synapse's own.
 
 Nothing is counted here: a scrape reads the counters that the DTLS ports, CoAP endpoints and gateways keep. What
-a request took in Synapse is in Synapse's own request metrics.
+a request took in Synapse is in Synapse's own request metrics. docs/monitoring.md says what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -15,8 +15,13 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from synapse_lb import __version__
 from synapse_lb.homeserver.listener import BoundPort, Listener
+from synapse_lb.server.roster import STATES
 from synapse_lb.server.sync_observer import ObserverCounters
+
+HANDSHAKE: Final = "handshake"
+"""The state of an association whose handshake is under way."""
 
 
 def _observed(port: BoundPort) -> ObserverCounters:
@@ -24,13 +29,19 @@ def _observed(port: BoundPort) -> ObserverCounters:
     return ObserverCounters() if observer is None else observer.counters
 
 
+def _saved(port: BoundPort) -> int:
+    """What HTTP would have taken, less all UDP payload: DTLS, handshakes, repetitions and junk included."""
+    counted = port.dtls.counters
+    return port.gateway.counters.http_bytes - counted.bytes_received - counted.bytes_sent
+
+
 _LABELS: Final = ("server_name", "listener", "address")
 
-_GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], int]], ...]] = (
-    ("synapse_lb_associations", "DTLS associations", lambda port: port.dtls.associations),
-    ("synapse_lb_handshakes", "DTLS handshakes that are not finished", lambda port: port.dtls.handshakes),
-    ("synapse_lb_observations", "Observations of /sync", lambda port: port.gateway.observations),
-    ("synapse_lb_requests_running", "Requests that are being served", lambda port: port.gateway.running),
+_GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
+    ("observations", "Observations of /sync", lambda port: port.gateway.observations),
+    ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
+    ("http_bytes_saved", "Bytes that HTTP would have taken beyond what UDP took", _saved),
+    ("certificate_expiry_seconds", "When the certificate expires, since 1970", lambda port: port.expires),
 )
 
 _ROOMS: Final[tuple[tuple[str, str, Callable[[BoundPort], Any]], ...]] = (
@@ -39,6 +50,20 @@ _ROOMS: Final[tuple[tuple[str, str, Callable[[BoundPort], Any]], ...]] = (
     ("gateway", "Matrix over CoAP", lambda port: port.gateway.counters),
     ("observe", "OBSERVE on /sync", _observed),
 )
+
+_DROPS: Final = (
+    ("not_dtls", "dtls", "datagrams_malformed"),
+    ("bad_hello", "dtls", "hellos_malformed"),
+    ("late_hello", "dtls", "hellos_duplicate"),
+    ("no_association", "dtls", "datagrams_unknown"),
+    ("not_authentic", "dtls", "records_discarded"),
+    ("network", "dtls", "send_errors"),
+    ("not_coap", "coap", "malformed"),
+    ("unmatched", "coap", "unmatched"),
+    ("duplicate", "coap", "duplicates"),
+    ("overload", "coap", "requests_overload"),
+)
+"""Reason, room and counter of what was dropped."""
 
 
 class MetricsCollector(Collector):
@@ -72,22 +97,91 @@ class MetricsCollector(Collector):
             for listener in self._listeners
             for port in listener.ports
         ]
+        build = GaugeMetricFamily(
+            "synapse_lb_build", "The version that runs", labels=("server_name", "version")
+        )
+        build.add_metric((self._server_name, __version__), 1)
+        yield build
         for name, text, value in _GAUGES:
-            gauge = GaugeMetricFamily(name, text, labels=_LABELS)
+            gauge = GaugeMetricFamily(f"synapse_lb_{name}", text, labels=_LABELS)
             for labels, port in ports:
                 gauge.add_metric(labels, value(port))
             yield gauge
         for room, title, counters in _ROOMS:
             yield from _counters(room, title, [(labels, counters(port)) for labels, port in ports])
+        yield _by("associations", "DTLS associations", "state", GaugeMetricFamily, _states, ports)
+        yield _by(
+            "handshakes", "DTLS handshakes that ended", "outcome", CounterMetricFamily, _outcomes, ports
+        )
+        yield _by(
+            "handshake_failures",
+            "Fatal alerts in handshakes",
+            "reason",
+            CounterMetricFamily,
+            _failures,
+            ports,
+        )
+        yield _by("dropped", "What was not taken", "reason", CounterMetricFamily, _dropped, ports)
+
+
+_Ports = Sequence[tuple[tuple[str, ...], BoundPort]]
 
 
 def _counters(room: str, title: str, found: list[tuple[tuple[str, ...], Any]]) -> Iterator[Metric]:
     if not found:
         return
     for field in attrs.fields(type(found[0][1])):
+        if not isinstance(getattr(found[0][1], field.name), int):
+            continue  # `ServerCounters.failures`, which has a metric of its own.
         metric = CounterMetricFamily(
             f"synapse_lb_{room}_{field.name}", f"{title}: {field.name.replace('_', ' ')}", labels=_LABELS
         )
         for labels, counters in found:
             metric.add_metric(labels, getattr(counters, field.name))
         yield metric
+
+
+def _by(
+    name: str,
+    text: str,
+    label: str,
+    family: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    values: Callable[[BoundPort], Mapping[str, int]],
+    ports: _Ports,
+) -> Metric:
+    """A metric with one more label."""
+    metric = family(f"synapse_lb_{name}", text, labels=(*_LABELS, label))
+    for labels, port in ports:
+        for value, number in values(port).items():
+            metric.add_metric((*labels, value), number)
+    return metric
+
+
+def _states(port: BoundPort) -> Mapping[str, int]:
+    """The handshakes under way, and the associations by their state."""
+    states = dict.fromkeys((HANDSHAKE, *STATES), 0)
+    states[HANDSHAKE] = port.dtls.handshakes
+    for each in port.gateway.present:
+        states[each.state] += 1
+    return states
+
+
+def _outcomes(port: BoundPort) -> Mapping[str, int]:
+    counted = port.dtls.counters
+    return {
+        "full": counted.handshakes_completed - counted.handshakes_resumed,
+        "resumed": counted.handshakes_resumed,
+        "failed": counted.handshakes_failed,
+        "timed_out": counted.handshakes_timed_out,
+        "superseded": counted.handshakes_superseded,
+        "evicted": counted.handshakes_evicted,
+    }
+
+
+def _failures(port: BoundPort) -> Mapping[str, int]:
+    return {"refused": 0, **port.dtls.counters.failures}
+
+
+def _dropped(port: BoundPort) -> Mapping[str, int]:
+    rooms = {"dtls": port.dtls.counters, "coap": port.gateway.endpoint.counters}
+    return {reason: getattr(rooms[room], counter) for reason, room, counter in _DROPS}

@@ -15,6 +15,7 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_lb import __version__
 from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver.admin import AdminEndpoint
 from synapse_lb.homeserver.config import (
     LISTENER_TYPE,
     LowBandwidthListenerConfig,
@@ -58,6 +59,7 @@ class LowBandwidthModule:
         self.listeners: list[Listener] = []
         self._config = config
         self._metrics: MetricsCollector | None = None
+        self._admin: AdminEndpoint | None = None
         self._news: SynapseNews | None = None
         try:
             self._homeserver = hooks.Homeserver(api)
@@ -93,6 +95,8 @@ class LowBandwidthModule:
                 )
             return
         self.listeners = [Listener(homeserver, each, self._get_news) for each in mine]
+        self._admin = AdminEndpoint(homeserver, self.listeners)
+        self._admin.install()
         homeserver.api.register_password_auth_provider_callbacks(on_logged_out=self._on_logged_out)
         homeserver.when_listening(lambda each: isinstance(each, LowBandwidthListenerConfig), self._start)
         homeserver.on_shutdown(self._stop)
@@ -139,6 +143,9 @@ class LowBandwidthModule:
         if self._metrics is not None:
             self._metrics.unregister()
             self._metrics = None
+        if self._admin is not None:
+            self._admin.uninstall()
+            self._admin = None
         self._homeserver.stop_advertising()
 
 

@@ -88,8 +88,10 @@ class MatrixResponse:
         status: HTTP status.
         body: JSON value, or `NO_BODY`.
         retry_after: Seconds until the client may try again (429 and 503), or None.
+        authenticated: Whether the server knows by a valid access token who asked; None if it does not say.
     """
 
     status: int
     body: Any = attrs.field(default=NO_BODY, repr=False)
     retry_after: float | None = None
+    authenticated: bool | None = attrs.field(default=None, eq=False, repr=False)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import define, field
 from twisted.internet.address import IPv4Address, IPv6Address
 
@@ -21,6 +23,7 @@ class Association:
         unproven: It has moved and has not yet answered at its new address.
         ping: The exchange of the ping that it has to answer.
         defining: Exchange of a notification or separate response on its way -> the aliases that it defines.
+        trust: Is told whether it is known whose it is.
     """
 
     address: Address
@@ -28,6 +31,7 @@ class Association:
     unproven: bool = False
     ping: int | None = None
     defining: dict[int, tuple[int, ...]] = field(factory=dict)
+    trust: Callable[[bool], None] = field(default=lambda known: None, kw_only=True)
 
     def on_its_way(self, exchange: int, definitions: tuple[int, ...]) -> None:
         """Something was sent of which it will be known whether it has arrived."""
@@ -43,18 +47,32 @@ class Association:
         if delivered and self.sticky.aliases is not None:
             self.sticky.aliases.confirm(definitions)
 
-    def note_token_ended(self, request: MatrixRequest, response: MatrixResponse) -> None:
-        """Forget a sticky token that has ended, unless the client has given another one meanwhile."""
-        if request.access_token is None or request.access_token != self.sticky.token:
+    def note_standing(self, request: MatrixRequest, response: MatrixResponse) -> None:
+        """See from an answer whether it is known whose association this is, and tell the port.
+
+        A sticky token that has ended is forgotten, unless the client has given another one meanwhile. A dispatcher
+        that does not say whether the token was good is taken to have looked at it when it served the request.
+        """
+        if _token_ended(request, response):
+            if request.access_token == self.sticky.token:
+                self.sticky.forget_token()
+                self.trust(False)
             return
-        logged_out = response.status == 200 and request.path.endswith((b"/logout", b"/logout/all"))
-        unknown = (
-            response.status == 401
-            and isinstance(response.body, dict)
-            and response.body.get("errcode") == "M_UNKNOWN_TOKEN"
-        )
-        if logged_out or unknown:
-            self.sticky.forget_token()
+        authenticated = response.authenticated
+        if authenticated is None:
+            authenticated = request.access_token is not None and response.status < 300
+        if authenticated:
+            self.trust(True)
+
+
+def _token_ended(request: MatrixRequest, response: MatrixResponse) -> bool:
+    """Whether the request's access token is not good any more."""
+    if request.access_token is None:
+        return False
+    if response.status == 200:
+        return request.path.endswith((b"/logout", b"/logout/all"))
+    body = response.body
+    return response.status == 401 and isinstance(body, dict) and body.get("errcode") == "M_UNKNOWN_TOKEN"
 
 
 def plain(address: Address) -> Address:

@@ -15,7 +15,7 @@ what it sends is a notification.
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Final, Protocol
 
 from attrs import define, frozen
@@ -60,10 +60,13 @@ from synapse_lb.msc3079.options import KEY_VERSION
 from synapse_lb.msc3079.server_mapping import Answer, encode_answer
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.association import Association, plain
+from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.server.http_size import http_size
 from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
-from synapse_lb.server.sync_observer import ObserveOptions, SyncObserver, when_deregistered
+from synapse_lb.server.roster import Present, Roster
+from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.txdtls.errors import AssociationLost
 
 Settling = (
@@ -101,27 +104,8 @@ class SecurePort(Protocol):
     def close(self, association_id: int) -> None:
         """End an association, and tell the client; `Gateway.association_lost` follows."""
 
-
-@define
-class GatewayCounters:
-    """What a gateway has done since it was made."""
-
-    requests: int = 0
-    """Requests that were dispatched."""
-    refused: int = 0
-    """Requests that could not be understood as Matrix requests."""
-    responses: int = 0
-    """Responses that were handed to the endpoint."""
-    cancelled: int = 0
-    """Requests whose client went away before the response."""
-    undelivered: int = 0
-    """Responses that the client rejected or never acknowledged."""
-    failures: int = 0
-    """Requests that ended in an error of this program."""
-    moved: int = 0
-    """Changes of an association's address."""
-    response_bytes: int = 0
-    """Bytes of all response bodies."""
+    def trust(self, association_id: int, *, known: bool = True) -> None:
+        """Whether it is known whose association it is."""
 
 
 @define
@@ -166,6 +150,7 @@ class Gateway:
         self._associations: dict[int, Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters = GatewayCounters()
+        self._roster = Roster(clock)
         limits = limits if limits is not None else Limits()
         self._body_limits = MappingLimits(max_inflated=limits.max_request_body)
         self.endpoint = Endpoint(
@@ -198,6 +183,18 @@ class Gateway:
         return 0 if self.observer is None else len(self.observer)
 
     @property
+    def present(self) -> list[Present]:
+        """Who is connected."""
+        return self._roster.list(self._associations)
+
+    def observing(self) -> Iterator[tuple[int, Observation]]:
+        """What is observed, each with the id of its association."""
+        ids = {id(association): number for number, association in self._associations.items()}
+        for each in self.observer or ():
+            if isinstance(each.channel, _Channel) and id(each.channel.association) in ids:
+                yield ids[id(each.channel.association)], each
+
+    @property
     def send_failures(self) -> int:
         """Datagrams that the port refused to send."""
         return self._driver.send_failures
@@ -218,9 +215,15 @@ class Gateway:
 
     def association_established(self, association_id: int) -> None:
         """A client has completed its handshake."""
+        self._roster.came(association_id)
         port = self._attached()
         address = plain(port.peer_address(association_id))
-        self._associations[association_id] = Association(address, StickyState(allows_x1=self._x1))
+        sticky = StickyState(allows_x1=self._x1)
+
+        def trust(known: bool) -> None:
+            port.trust(association_id, known=known)
+
+        self._associations[association_id] = Association(address, sticky, trust=trust)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -233,6 +236,7 @@ class Gateway:
     def message_received(self, association_id: int, data: bytes) -> None:
         """A client has sent a message."""
         self._parted = None
+        self._roster.heard(association_id)
         association = self._associations.get(association_id)
         if association is not None and association.unproven and association.ping is None:
             self._ping(association_id, association)
@@ -381,11 +385,13 @@ class Gateway:
         self, response: MatrixResponse, association: Association, exchange: int, request: MatrixRequest
     ) -> int:
         association.settle(exchange, delivered=False)
-        association.note_token_ended(request, response)
+        association.note_standing(request, response)
         answer = self._encode(response, request)
         size = self._respond(exchange, answer)
         if self.endpoint.is_delivering(exchange):
             association.on_its_way(exchange, answer.definitions)
+        if size:
+            self.counters.http_bytes += http_size(request, response, size)
         return size
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Answer:
@@ -417,6 +423,7 @@ class Gateway:
             return None
         association.on_its_way(exchange, encoded.definitions)
         self.counters.response_bytes += len(payload)
+        self.counters.http_bytes += http_size(request, response, len(payload))
         self._driver.flush()
         return len(payload)
 
@@ -454,6 +461,7 @@ class Gateway:
     def _forget(self, association_id: int) -> None:
         if self._associations.pop(association_id, None) is None:
             return
+        self._roster.went(association_id)
         self.endpoint.drop_peer(association_id, self._driver.now())
         self._driver.flush()
 
@@ -478,6 +486,7 @@ class _Channel:
 
     def notify(self, response: MatrixResponse) -> int | None:
         """Send a notification; None if it cannot be sent."""
+        self.association.note_standing(self.request, response)
         return self.gateway._notify(self.exchange, response, self.association, self.request)
 
     def finish(self, response: MatrixResponse) -> int:

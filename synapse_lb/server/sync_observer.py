@@ -19,6 +19,7 @@ it moves to the end of a delivered result, or to the end of one in which there i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Protocol, TypeVar
 
 from attrs import define, field, frozen, validators
@@ -138,6 +139,9 @@ class SyncObserver:
     def __len__(self) -> int:
         return len(self._observations)
 
+    def __iter__(self) -> Iterator[Observation]:
+        return iter(list(self._observations.values()))
+
     def observable(self, request: MatrixRequest) -> Observable | None:
         """What observes a request; None if it cannot be observed."""
         observable = Observable.of(request)
@@ -234,12 +238,19 @@ class Observation:
         self.user_id: str | None = None
         self._observer: Final = observer
         self._counters: Final = observer.counters
-        self._exchange: Final = exchange
-        self._channel: Final = channel
+        self.exchange: Final = exchange
+        self.channel: Final = channel
         self._waiting: Deferred[Any] | None = None
         self._in_flight: Deferred[None] | None = None
         self._over = False
         self._size = 0
+
+        self._since: Final = observer.clock.seconds()
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was registered."""
+        return self._observer.clock.seconds() - self._since
 
     def start(self) -> None:
         """Begin."""
@@ -254,7 +265,7 @@ class Observation:
     def stop(self) -> None:
         """End it without a word. Idempotent."""
         self._over = True
-        self._observer.forget(self._exchange)
+        self._observer.forget(self.exchange)
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             waiting.cancel()
@@ -263,7 +274,7 @@ class Observation:
         """Send the last response and end it. Nothing happens if it has ended."""
         if not self._over:
             self._over = True
-            self._size = self._channel.finish(response)
+            self._size = self.channel.finish(response)
             self.stop()
 
     async def _wait(self, waiting: Deferred[T]) -> T:
@@ -346,7 +357,7 @@ class Observation:
         in_flight: Deferred[None] = Deferred()
         self._in_flight = in_flight
         self._counters.notifications += 1
-        size = self._channel.notify(response)
+        size = self.channel.notify(response)
         if size is None:
             self.stop()
             return False
@@ -374,7 +385,7 @@ class Observation:
         """Run a request; its Deferred goes back to the dispatcher with the size of what it led to."""
         observer = self._observer
         self._counters.syncs += 1
-        dispatched = maybeDeferred(observer.dispatcher.dispatch, request, self._channel.address)
+        dispatched = maybeDeferred(observer.dispatcher.dispatch, request, self.channel.address)
         answer: Deferred[MatrixResponse] = Deferred(lambda _: dispatched.cancel())
 
         def done(response: MatrixResponse) -> int:

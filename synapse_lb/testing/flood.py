@@ -44,6 +44,7 @@ CLIENTS = 50
 JUNK_SIZE = 80
 """Bytes of a junk datagram: those of a small request."""
 
+_PLENTY = 2**31
 _TICK = 0.001  # seconds of virtual time at a time
 _NEWEST = 8  # junk records have numbers from 1 to here, just above those of silent associations
 
@@ -94,14 +95,20 @@ class FloodRig:
     """A server with as many associations as one likes.
 
     Args:
-        options: Of the port; `max_associations` is raised to whatever is asked for.
+        options: Of the port; all that bounds the number of associations is lifted.
         seed: Of all that is random.
     """
 
     def __init__(self, options: ServerOptions | None = None, seed: int = 1) -> None:
         self._random = random.Random(seed)
         self._clock = Clock()
-        self.options = attrs.evolve(options or ServerOptions(), max_associations=2**31)
+        self.options = attrs.evolve(
+            options or ServerOptions(),
+            max_associations=_PLENTY,
+            max_unauthenticated=_PLENTY,
+            handshakes_per_second=_PLENTY,
+            unauthenticated_timeout=float("inf"),
+        )
         self._gateway = Gateway(_Versions(), clock=self._clock, random=random.Random(seed))
         with tempfile.TemporaryDirectory() as folder:
             paths = []

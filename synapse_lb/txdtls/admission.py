@@ -145,10 +145,10 @@ class Admission:
         return entry in self._unproven
 
     @property
-    def overdue(self) -> float | None:
-        """When the oldest unproven handshake is given up, in monotonic seconds."""
+    def first_deadline(self) -> list[tuple[Entry, float]]:
+        """The unproven handshake that is given up first, if there is any, and when, in monotonic seconds."""
         oldest = self.oldest
-        return None if oldest is None else oldest.since + self._options.unproven_timeout
+        return [] if oldest is None else [(oldest, oldest.since + self._options.unproven_timeout)]
 
 
 _SIGNATURE_VARIES: Final = 3

@@ -25,6 +25,8 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 _MINIMUM_RSA_BITS = 2048
 _VALID_DAYS = 3652
+EXPIRES_SOON = datetime.timedelta(days=14)
+"""Before its end a certificate is complained about; what renews certificates does so at 30 days."""
 
 
 @attrs.frozen
@@ -34,7 +36,7 @@ class CertifiedKey:
     Attributes:
         chain: The leaf first, then the intermediates as the file had them.
         key: The private key of the leaf.
-        warnings: What an admin should know although it can be used (expired, not yet valid).
+        warnings: What an admin should know although it can be used (expired, soon to expire, not yet valid).
     """
 
     chain: tuple[x509.Certificate, ...]
@@ -129,6 +131,10 @@ def _validity_warnings(certificate: x509.Certificate, path: str, moment: datetim
         ]
     if moment < begins:
         return [f"the certificate {path} is not valid before {begins:%Y-%m-%d}: check it and the clock"]
+    if expires - moment < EXPIRES_SOON:
+        return [
+            f"the certificate {path} expires on {expires:%Y-%m-%d}: replace it, and send SIGHUP to Synapse"
+        ]
     return []
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import CannotListenError
@@ -115,6 +116,12 @@ class ClientAssociation:
     def certificate_sha256(self) -> str:
         """SHA-256 fingerprint of the server's certificate, in the form of `sha256_fingerprint`."""
         return self._protocol.certificate_sha256
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The server's certificate; empty before the handshake."""
+        certificate = self._protocol.certificate
+        return b"" if certificate is None else bytes(certificate.public_bytes(Encoding.PEM))
 
     @property
     def cipher(self) -> str:

@@ -80,6 +80,7 @@ class ClientProtocol(DatagramProtocol):
         self.counters = counters
         self.peer = peer
         self.certificate_sha256 = ""
+        self.certificate: Any = None  # of cryptography
         self.cipher = ""
         self.over = False
         self.established: Deferred[ClientProtocol] = Deferred(self._cancelled)
@@ -290,6 +291,7 @@ class ClientProtocol(DatagramProtocol):
         certificate = connection.get_peer_certificate()
         if certificate is not None:
             self.certificate_sha256 = fingerprint_of(certificate.to_cryptography())
+            self.certificate = certificate.to_cryptography()
         self.cipher = connection.get_cipher_name() or ""
         if self.association.established:
             self._secret = binding.export_session(connection)

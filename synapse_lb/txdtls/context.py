@@ -123,11 +123,13 @@ class ServerContext:
         ssl_context: The pyOpenSSL context with the cookie callbacks installed.
         fingerprint: SHA-256 fingerprint of the certificate.
         warnings: What an admin should know about the certificate.
+        expires: When the certificate expires, in seconds since 1970 (UTC).
     """
 
     ssl_context: SSL.Context = attrs.field(repr=False)
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    expires: float = float("inf")
 
 
 @attrs.frozen
@@ -200,7 +202,8 @@ def make_server_context(certificate_path: str, key_path: str) -> ServerContext:
             f"OpenSSL does not accept the certificate {certificate_path} with the key {key_path}: {text}"
         ) from error
     install_cookie_callbacks(context)
-    return ServerContext(context, fingerprint_of(leaf), certified.warnings)
+    expires = leaf.not_valid_after_utc.timestamp()
+    return ServerContext(context, fingerprint_of(leaf), certified.warnings, expires)
 
 
 def make_client_context(

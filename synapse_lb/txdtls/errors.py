@@ -90,12 +90,16 @@ class IdleTimeout(AssociationLost):
     """Nothing came from the peer for the idle timeout."""
 
 
+class Unauthenticated(AssociationLost):
+    """The peer did not show who it is within its time."""
+
+
 class SocketLost(AssociationLost):
     """The network layer closed the socket (ICMP port unreachable)."""
 
 
 class Evicted(AssociationLost):
-    """The table was full and this was the association that had been silent for longest."""
+    """There were too many associations, and this one had been silent for long."""
 
 
 class ProtocolFailure(AssociationLost):

@@ -8,10 +8,14 @@ from typing import Any
 import attrs
 from attrs import validators
 
+from synapse_lb.txdtls.errors import DTLSError
 from synapse_lb.txdtls.flights import DEFAULT_TIMEOUT
 
 DEFAULT_MTU = 1200
 """Bytes of UDP payload that pass everywhere: IPv6 guarantees 1280 (RFC 8200 section 5), tunnels take some."""
+
+_MAX_REASONS = 32
+"""Alerts of TLS are about 30; the bound is for a peer that makes OpenSSL name others."""
 
 _MTU = [validators.ge(256), validators.le(16384)]
 
@@ -29,8 +33,12 @@ class ServerOptions:
         mtu: Largest datagram sent, bytes of UDP payload.
         handshake_timeout: Seconds that a handshake may take once the address is proven.
         idle_timeout: Seconds without an authentic record from the peer until its association is closed.
-        max_associations: Established associations kept (65-80 KB each). A new one beyond that evicts the one
-            that has been silent for longest, with close_notify.
+        max_associations: Established associations kept (65-80 KB each). Who goes when one more comes is in `strangers`.
+        max_associations_per_source: The same for one IPv4 address or IPv6 /64; all clients behind a NAT share it.
+        max_unauthenticated: Established associations whose owner does not know who they are.
+        unauthenticated_timeout: Seconds that one of them has until it is closed. Somebody types a password meanwhile.
+        evictable_after: Seconds of silence after which a known client makes room for another, where there is none.
+        handshakes_per_second: Handshakes that begin; further ClientHellos get no answer, and are repeated.
         max_half_open: Unfinished handshakes kept; one more evicts the oldest.
         cookie: When a client has to show with a cookie where it is, before a handshake begins: "always", or "auto":
             unless the answer is short enough and the server has little to do (see `admission`).
@@ -52,6 +60,11 @@ class ServerOptions:
     handshake_timeout: float = attrs.field(default=60.0, validator=_positive)
     idle_timeout: float = attrs.field(default=86400.0, validator=_positive)
     max_associations: int = attrs.field(default=5000, validator=_positive)
+    max_associations_per_source: int = attrs.field(default=512, validator=_positive)
+    max_unauthenticated: int = attrs.field(default=1000, validator=_positive)
+    unauthenticated_timeout: float = attrs.field(default=300.0, validator=_positive)
+    evictable_after: float = attrs.field(default=3600.0, validator=_positive)
+    handshakes_per_second: int = attrs.field(default=200, validator=_positive)
     max_half_open: int = attrs.field(default=500, validator=_positive)
     cookie: str = attrs.field(default="auto", validator=validators.in_(("auto", "always")))
     max_unproven: int = attrs.field(default=64, validator=validators.ge(0))
@@ -129,13 +142,18 @@ class ServerCounters(TrafficCounters):
         handshakes_completed: Of them, those that completed.
         handshakes_resumed: Of the completed ones, those that resumed a session.
         handshakes_failed: Ended by a fatal alert, sent or received.
+        failures: Why, by the name of the alert that came (RFC 5246 section 7.2), or "refused" where this side
+            sent it; 32 names at most, then "other".
         handshakes_timed_out: Not completed in time.
         handshakes_superseded: Given up because the same address started over.
         handshakes_evicted: Given up because there were too many.
+        handshakes_refused: ClientHellos dropped because too many handshakes had just begun.
         associations_replaced: The peer came back from the same address with a new handshake.
         associations_closed_by_peer: close_notify received.
         associations_idle: Closed after the idle timeout.
-        associations_evicted: Closed because there were too many.
+        associations_evicted: Closed because there were too many, after long silence.
+        associations_refused: Closed as soon as they were established, because there were too many.
+        associations_unauthenticated: Closed because they did not show in time who they are.
         associations_failed: Ended by a fatal error.
         associations_moved: The peer came from another address.
         move_trials: Associations that datagrams from unknown addresses were tried against.
@@ -155,15 +173,27 @@ class ServerCounters(TrafficCounters):
     handshakes_timed_out: int = 0
     handshakes_superseded: int = 0
     handshakes_evicted: int = 0
+    handshakes_refused: int = 0
     associations_replaced: int = 0
     associations_closed_by_peer: int = 0
     associations_idle: int = 0
     associations_evicted: int = 0
+    associations_refused: int = 0
+    associations_unauthenticated: int = 0
     associations_failed: int = 0
     associations_moved: int = 0
     move_trials: int = 0
     moves_refused: int = 0
     datagrams_held: int = 0
+    failures: dict[str, int] = attrs.field(factory=dict)
+
+    def handshake_failed(self, error: DTLSError) -> None:
+        """Count a handshake that ended by a fatal alert."""
+        self.handshakes_failed += 1
+        reason = getattr(error, "alert", None) or "refused"
+        if reason not in self.failures and len(self.failures) >= _MAX_REASONS:
+            reason = "other"
+        self.failures[reason] = self.failures.get(reason, 0) + 1
 
 
 @attrs.define

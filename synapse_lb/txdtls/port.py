@@ -21,7 +21,6 @@ from collections.abc import Callable
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
@@ -39,13 +38,16 @@ from synapse_lb.txdtls.errors import (
     PeerClosed,
     Replaced,
     ShutDown,
+    Unauthenticated,
 )
 from synapse_lb.txdtls.flights import FINISHED_WAITS
-from synapse_lb.txdtls.interfaces import AssociationHandler, Clock, DatagramTransport
+from synapse_lb.txdtls.interfaces import AssociationHandler, Clock
 from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
-from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper
+from synapse_lb.txdtls.outlet import Outlet
+from synapse_lb.txdtls.strangers import Strangers
+from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper, deadlines
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 from synapse_lb.txdtls.turns import EndOfTurn
 
@@ -79,7 +81,9 @@ class DTLSServerPort(DatagramProtocol):
         self._table = AssociationTable()
         self._movement = Movement(self._options, self.counters)
         self._admission = Admission(self._options)
+        self._strangers = Strangers(self._options, self._table)
         self._listener = HelloListener(context, self._options)
+        self._outlet = Outlet(lambda: self.transport, self.counters)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
         self._turn = EndOfTurn(reactor, self._flush)
         self._stopped = False
@@ -141,7 +145,14 @@ class DTLSServerPort(DatagramProtocol):
         """
         entry = self._table.get(association_id)
         if entry is not None:
-            self._write_all(entry, entry.path.prove(entry.address))
+            self._outlet.write_all(entry, entry.path.prove(entry.address))
+
+    def trust(self, association_id: int, *, known: bool = True) -> None:
+        """The owner knows who that is, or does not know it any more (see `strangers`). Idempotent."""
+        entry = self._table.get(association_id)
+        if entry is not None:
+            self._strangers.trust(entry, self._reactor.seconds(), known=known)
+            self._sweeper.arm()
 
     def max_message_size(self, association_id: int) -> int:
         """Bytes of the largest message that fits into one datagram."""
@@ -216,7 +227,7 @@ class DTLSServerPort(DatagramProtocol):
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
         association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
-        if association is None:
+        if association is None or not self._strangers.may_begin(now):
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         entry.path = Path.unproven(address, size)
@@ -237,7 +248,9 @@ class DTLSServerPort(DatagramProtocol):
             self.counters.hellos_malformed += 1
         elif isinstance(outcome, bytes):
             self.counters.hello_verify_requests += 1
-            self._write(outcome, address)
+            self._outlet.write(outcome, address)
+        elif not self._strangers.may_begin(now):
+            self.counters.handshakes_refused += 1
         else:
             self._begin(outcome, hello, address, now)
 
@@ -290,7 +303,7 @@ class DTLSServerPort(DatagramProtocol):
         self._movement.note(entry)
         taken = bool(progress.messages) or progress.established or progress.lost is not None
         if taken:
-            self._write_all(entry, entry.path.received(len(data)))
+            self._outlet.write_all(entry, entry.path.received(len(data)))
         self._apply(entry, progress)
         return taken
 
@@ -315,8 +328,9 @@ class DTLSServerPort(DatagramProtocol):
             return False  # OpenSSL has the last word
         self.counters.associations_moved += 1
         self._table.move(entry, address)
+        self._strangers.moved(entry)
         self._movement.add(entry)
-        self._write_all(entry, entry.path.moved(address) + entry.path.received(len(data)))
+        self._outlet.write_all(entry, entry.path.moved(address) + entry.path.received(len(data)))
         self._apply(entry, progress, moved=bool(progress.messages))
         return True
 
@@ -358,24 +372,30 @@ class DTLSServerPort(DatagramProtocol):
             entry.path.prove(entry.address)
         if replaced is not None:
             self._movement.remove(replaced)
+            self._strangers.remove(replaced)
             self.counters.associations_replaced += 1
             reason = Replaced("the peer made a new handshake from the same address")
             replaced.association.release()
             self._call(self._handler.association_lost, replaced.id, reason)
-        while self._table.established > self._options.max_associations:
-            silent = self._table.longest_silent()
-            if silent is None or silent is entry:
-                break
-            self.counters.associations_evicted += 1
-            self._end(silent, Evicted("too many associations; this one was silent for longest"), notify=True)
+        self._make_room(entry)
         self._sweeper.arm()
         if not entry.association.gone:
             self._call(self._handler.association_established, entry.id)
 
+    def _make_room(self, newcomer: Entry) -> None:
+        self._strangers.add(newcomer, newcomer.since)
+        while (loser := self._strangers.loser(newcomer, newcomer.since)) is not None:
+            refused = loser is newcomer
+            self.counters.associations_refused += refused
+            self.counters.associations_evicted += not refused
+            self._end(loser, Evicted("there were too many associations"), notify=True, known=not refused)
+            if refused:
+                return
+
     def _failed(self, entry: Entry, reason: DTLSError) -> None:
         """An association ended by itself: answer with the alert that OpenSSL wrote, or with close_notify."""
         if not isinstance(reason, AssociationLost):
-            self.counters.handshakes_failed += 1
+            self.counters.handshake_failed(reason)
             self._flush(entry)
             self._drop(entry)
             return
@@ -387,11 +407,11 @@ class DTLSServerPort(DatagramProtocol):
 
     # -- ends
 
-    def _end(self, entry: Entry, reason: AssociationLost, *, notify: bool) -> None:
+    def _end(self, entry: Entry, reason: AssociationLost, *, notify: bool, known: bool = True) -> None:
         """End an entry and tell the handler if it ever heard of it."""
         if entry.association.gone:
             return
-        established = entry.association.established
+        established = entry.association.established and known
         if notify:
             entry.association.notify_close()
         self._flush(entry)
@@ -401,6 +421,7 @@ class DTLSServerPort(DatagramProtocol):
 
     def _drop(self, entry: Entry) -> None:
         self._table.remove(entry)
+        self._strangers.remove(entry)
         self._movement.remove(entry)
         self._admission.remove(entry)
         if entry.timer is not None and entry.timer.active():
@@ -430,28 +451,21 @@ class DTLSServerPort(DatagramProtocol):
             self._arm(entry)
 
     def _deadlines(self) -> list[tuple[Entry, float]]:
-        if self._stopped:
-            return []
-        deadlines = []
-        handshake, silent = self._table.oldest_handshake(), self._table.longest_silent()
-        if handshake is not None:
-            deadlines.append((handshake, handshake.since + self._options.handshake_timeout))
-        unproven, overdue = self._admission.oldest, self._admission.overdue
-        if unproven is not None and overdue is not None:
-            deadlines.append((unproven, overdue))
-        if silent is not None:
-            deadlines.append((silent, silent.since + self._options.idle_timeout))
-        return deadlines
+        guarded = self._admission, self._strangers
+        return [] if self._stopped else deadlines(self._table, self._options, *guarded)
 
     def _overdue(self, entry: Entry) -> None:
         if entry.association.gone:
             return
-        if entry.association.established:
-            self.counters.associations_idle += 1
-            self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
-        else:
+        if not entry.association.established:
             self.counters.handshakes_timed_out += 1
             self._drop(entry)
+        elif self._reactor.seconds() < entry.since + self._options.idle_timeout:
+            self.counters.associations_unauthenticated += 1
+            self._end(entry, Unauthenticated("the peer did not show in time who it is"), notify=True)
+        else:
+            self.counters.associations_idle += 1
+            self._end(entry, IdleTimeout("nothing came from the peer for too long"), notify=True)
 
     # -- below and above
 
@@ -462,28 +476,7 @@ class DTLSServerPort(DatagramProtocol):
         return entry
 
     def _flush(self, entry: Entry) -> None:
-        for datagram in entry.association.take_datagrams(self._reactor.seconds()):
-            if entry.path.admit(datagram):
-                self._write(datagram, entry.address)
-            else:
-                self.counters.datagrams_held += 1
-
-    def _write_all(self, entry: Entry, datagrams: list[bytes]) -> None:
-        for datagram in datagrams:
-            self._write(datagram, entry.address)
-
-    def _write(self, datagram: bytes, address: Address) -> None:
-        transport: DatagramTransport | None = self.transport  # None once the socket is closed
-        if transport is None:
-            return
-        try:
-            transport.write(datagram, address)
-        except (OSError, MessageLengthError):
-            # UDP may lose anything: a full buffer or a missing route is a loss like any other.
-            self.counters.send_errors += 1
-            return
-        self.counters.datagrams_sent += 1
-        self.counters.bytes_sent += len(datagram)
+        self._outlet.flush(entry, self._reactor.seconds())
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

@@ -7,11 +7,27 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from synapse_lb.txdtls.admission import Admission
     from synapse_lb.txdtls.interfaces import Clock, Timer
-    from synapse_lb.txdtls.table import Entry
+    from synapse_lb.txdtls.options import ServerOptions
+    from synapse_lb.txdtls.strangers import Strangers
+    from synapse_lb.txdtls.table import AssociationTable, Entry
 
 MINIMUM_DELAY: Final = 0.001
 """Seconds; keeps a clock that does not quite reach what is due from spinning."""
+
+
+def deadlines(
+    table: AssociationTable, options: ServerOptions, admission: Admission, strangers: Strangers
+) -> list[tuple[Entry, float]]:
+    """Who is due first, of each kind that there is, with the times in monotonic seconds."""
+    due = [*admission.first_deadline, *strangers.first_deadline]
+    handshake, silent = table.oldest_handshake(), table.longest_silent()
+    if handshake is not None:
+        due.append((handshake, handshake.since + options.handshake_timeout))
+    if silent is not None:
+        due.append((silent, silent.since + options.idle_timeout))
+    return due
 
 
 class Sweeper:

@@ -50,7 +50,7 @@ class Entry:
 
 
 class AssociationTable:
-    """The maps of a server port. Bounds are its owner's: see `oldest_handshake` and `longest_silent`."""
+    """The maps of a server port. Bounds are its owner's: see `oldest_handshake` and `by_silence`."""
 
     def __init__(self) -> None:
         self._ids = itertools.count(1)
@@ -131,6 +131,10 @@ class AssociationTable:
     def oldest_handshake(self) -> Entry | None:
         """The unfinished handshake that began first."""
         return next(iter(self._handshakes.values()), None)
+
+    def by_silence(self) -> Iterator[Entry]:
+        """The established associations, the one that has been silent for longest first."""
+        return iter(self._established.values())
 
     def longest_silent(self) -> Entry | None:
         """The established association that has been silent for longest."""

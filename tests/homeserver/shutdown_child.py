@@ -17,6 +17,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from synapse.app import homeserver as app
 from synapse.config.homeserver import HomeServerConfig
+from synapse.rest import admin
 from synapse.rest.client.versions import VersionsRestServlet
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
@@ -27,12 +28,14 @@ from synapse_lb.client import ClientVerification, LowBandwidthClient
 
 reactor: Any = _reactor
 original = VersionsRestServlet.on_GET
+original_admin = vars(admin)["register_servlets"]
 
 
 def traces() -> dict[str, Any]:
     """What there is of the listener in this process."""
     return {
         "versions_replaced": VersionsRestServlet.on_GET is not original,
+        "admin_replaced": vars(admin)["register_servlets"] is not original_admin,
         "delayed_calls": [
             str(call)
             for call in reactor.getDelayedCalls()

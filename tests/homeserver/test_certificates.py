@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from synapse.module_api.errors import ConfigError
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.homeserver.certificates import CertificateSource
+from synapse_lb.homeserver.certificates import DAY, CertificateSource, ExpiryWatch
 from synapse_lb.homeserver.config import parse_listener
 from synapse_lb.homeserver.hooks import Homeserver
 from synapse_lb.txdtls.certificates import generate_self_signed, sha256_fingerprint
@@ -114,3 +115,24 @@ class CertificateTests(SynchronousTestCase):
             "does not belong to the first certificate",
             "the homeserver's tls_certificate_path",
         )
+
+
+class ExpiryWatchTests(SynchronousTestCase):
+    """The daily look at a certificate."""
+
+    def test_it_warns_daily_from_two_weeks_before_the_end(self) -> None:
+        clock = Clock()
+        expires = [20.5 * DAY]
+        watch = ExpiryWatch(clock, lambda: expires[0], "The certificate x.crt", clock.seconds)
+        watch.start()
+        with self.assertLogs("synapse_lb.homeserver.certificates", "WARNING") as logged:
+            for _ in range(22):
+                clock.advance(DAY)
+            expires[0] = 100 * DAY  # It was replaced.
+            clock.advance(DAY)
+        self.assertEqual(len(logged.output), 16)
+        self.assertIn("The certificate x.crt expires in 14 days: replace it", logged.output[0])
+        self.assertIn("has expired", logged.output[-1])
+        watch.stop()
+        watch.stop()
+        self.assertEqual(clock.getDelayedCalls(), [])

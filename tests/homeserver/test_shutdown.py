@@ -41,12 +41,20 @@ class ShutdownTests(SynchronousTestCase):
         result = json.loads(ended.stdout.splitlines()[-1])
         self.assertEqual(result["status"], 200)
         self.assertTrue(result["before"]["versions_replaced"])
+        self.assertTrue(result["before"]["admin_replaced"])
         self.assertEqual(len(result["before"]["sockets"]), 1)
         self.assertNotEqual(result["before"]["delayed_calls"], [])
         self.assertEqual(result["before"]["listening"], 1)
         self.assertIn("synapse_lb_associations", result["before"]["metrics"])
         self.assertEqual(
             result["after"],
-            {"versions_replaced": False, "delayed_calls": [], "sockets": [], "metrics": [], "listening": 0},
+            {
+                "versions_replaced": False,
+                "admin_replaced": False,
+                "delayed_calls": [],
+                "sockets": [],
+                "metrics": [],
+                "listening": 0,
+            },
         )
         self.assertTrue(result["collected"])  # Nothing refers to the homeserver any more.

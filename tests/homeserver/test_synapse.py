@@ -281,7 +281,11 @@ class MetricsTests(SynapseTestCase):
         await client.request("GET", "/_matrix/client/versions")
         metrics = self.metrics()
         labels = '{address="127.0.0.1",listener="narrow",server_name="localhost"}'
-        self.assertEqual(metrics[f"synapse_lb_associations{labels}"], 1)
+        states = {
+            state: metrics[f'synapse_lb_associations{labels[:-1]},state="{state}"}}']
+            for state in ("handshake", "anonymous", "authenticated", "moved")
+        }
+        self.assertEqual(states, {"handshake": 0, "anonymous": 1, "authenticated": 0, "moved": 0})
         self.assertEqual(metrics[f"synapse_lb_requests_running{labels}"], 0)
         self.assertEqual(metrics[f"synapse_lb_observations{labels}"], 0)
         self.assertEqual(metrics[f"synapse_lb_observe_registrations_total{labels}"], 0)

@@ -14,8 +14,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from synapse_lb import __version__
 from synapse_lb.cli.main import COMMANDS
 from synapse_lb.coap.counters import Counters
-from synapse_lb.server.gateway import GatewayCounters
-from synapse_lb.txdtls.options import ServerCounters
+from synapse_lb.coap.tuning import Limits
+from synapse_lb.server.counters import GatewayCounters
+from synapse_lb.server.sync_observer import ObserveOptions, ObserverCounters
+from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from tests.project.sources import PACKAGE, ROOT, relative
 
 LINK: Final = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -186,3 +188,63 @@ class VersionsTests(SynchronousTestCase):
         names = {name for text in lines for name in re.findall(r"^([A-Za-z][\w-]*)", text, re.MULTILINE)}
         text = (ROOT / "docs" / "dependencies.md").read_text()
         self.assertEqual({name for name in names if f"`{name}`" not in text}, set())
+
+
+class SecurityTests(SynchronousTestCase):
+    """The threat model and the hardening guide against the code."""
+
+    def test_each_threat_names_tests_that_there_are(self) -> None:
+        """Each line of its tables; every named file is there."""
+        text = (ROOT / "docs" / "threat-model.md").read_text()
+        rows = [line for line in text.splitlines() if line.startswith("| ") and "| cannot |" not in line]
+        rows = [row for row in rows if not row.startswith("| ---")]
+        self.assertGreater(len(rows), 15)
+        for row in rows:
+            named = re.findall(r"`(tests/\w+/\w+\.py)`", row.rpartition("| ")[0] + row)
+            self.assertNotEqual(named, [], row)
+            for name in named:
+                self.assertTrue((ROOT / name).exists(), name)
+
+    def test_bounds_are_the_defaults(self) -> None:
+        """The options, defaults and counters of the hardening guide are those of the code."""
+        defaults: dict[str, object] = {}
+        for options in (ServerOptions(), Limits(), ObserveOptions()):
+            defaults |= attrs.asdict(options)
+        text = (ROOT / "docs" / "hardening.md").read_text()
+        rows = re.findall(r"^\| `(\w+)` \| (\d+) \| .* \| `(\w+)` \|$", text, re.MULTILINE)
+        self.assertGreater(len(rows), 12)
+        rooms = {
+            "dtls": ServerCounters,
+            "coap": Counters,
+            "gateway": GatewayCounters,
+            "observe": ObserverCounters,
+        }
+        for name, default, counter in rows:
+            self.assertEqual(defaults[name], int(default), name)
+            room, _, field = counter.partition("_")
+            self.assertIn(field, [each.name for each in attrs.fields(rooms[room])], counter)
+
+    def test_metrics_exist(self) -> None:
+        """Every metric of the monitoring guide is one that the collector makes."""
+        source = (ROOT / PACKAGE / "homeserver" / "metrics.py").read_text()
+        text = (ROOT / "docs" / "monitoring.md").read_text()
+        rooms = {"dtls": ServerCounters, "coap": Counters, "gateway": GatewayCounters}
+        named = set(re.findall(r"`synapse_lb_(\w+)`", text))
+        self.assertGreater(len(named), 10)
+        for name in named:
+            room, _, field = name.removesuffix("_total").partition("_")
+            if room in rooms:
+                self.assertIn(field, [each.name for each in attrs.fields(rooms[room])], name)
+            else:
+                self.assertRegex(source, rf'"(synapse_lb_)?{name.removesuffix("_total")}"')
+
+    def test_each_reason_is_explained(self) -> None:
+        """The reasons for which something is dropped, in the guide and in the code."""
+        source = (ROOT / PACKAGE / "homeserver" / "metrics.py").read_text()
+        reasons = re.findall(r'^    \("(\w+)", "(?:dtls|coap)", "\w+"\),$', source, re.MULTILINE)
+        self.assertGreater(len(reasons), 8)
+        text = (ROOT / "docs" / "monitoring.md").read_text()
+        table = text.partition("The reasons of")[2].partition("###")[0]
+        rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.MULTILINE)
+        explained = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+        self.assertEqual(sorted(explained), sorted(reasons))

@@ -25,7 +25,7 @@ def sample(*, with_defaults: bool) -> Any:
     """
     text = (ROOT / "sample_config.yaml").read_text()
     if with_defaults:
-        text = re.sub(r"^( +)#(?=[a-z_]+:)", r"\1", text, flags=re.MULTILINE)
+        text = re.sub(r"^( +)#(?=[a-z0-9_]+:)", r"\1", text, flags=re.MULTILINE)
     return yaml.safe_load(text)
 
 

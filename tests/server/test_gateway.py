@@ -57,6 +57,7 @@ class FakePort:
         self.confirmed: list[int] = []
         self.address: IPv4Address | IPv6Address = IPv4Address("UDP", "192.0.2.7", 50000)
         self.closed: list[int] = []
+        self.trusted: list[tuple[int, bool]] = []
 
     def close(self, association_id: int) -> None:
         self.closed.append(association_id)
@@ -71,6 +72,9 @@ class FakePort:
 
     def confirm_address(self, association_id: int) -> None:
         self.confirmed.append(association_id)
+
+    def trust(self, association_id: int, *, known: bool = True) -> None:
+        self.trusted.append((association_id, known))
 
     def max_message_size(self, association_id: int) -> int:
         return 1152

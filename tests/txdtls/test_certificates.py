@@ -97,6 +97,10 @@ class LoadTests(SynchronousTestCase):
         self.assertIn("expired on 2039-12-31", later.warnings[0])
         earlier = load_certified_key(*paths, now=NOW - datetime.timedelta(days=2))
         self.assertIn("not valid before", earlier.warnings[0])
+        end = datetime.datetime(2039, 12, 31, tzinfo=datetime.timezone.utc)
+        soon = load_certified_key(*paths, now=end - datetime.timedelta(days=12))
+        self.assertIn("expires on 2039-12-31", soon.warnings[0])
+        self.assertEqual(load_certified_key(*paths, now=end - datetime.timedelta(days=16)).warnings, ())
 
     def test_the_context_carries_warnings_and_fingerprint(self) -> None:
         context = make_server_context(*write_pair(self.mktemp(), self.certificate, self.key))

@@ -322,7 +322,9 @@ class BoundTests(NetworkTestCase):
     def test_associations_are_capped_and_the_longest_silent_goes(self) -> None:
         self.server = self.serve(ServerOptions(max_associations=3))
         clients = [self.connect() for _ in range(3)]
-        clients[0].send(b"I am here")
+        self.network.clock.advance(40.0)
+        for talker in (clients[0], clients[2]):
+            talker.send(b"I am here")
         self.network.advance(0.05)
         self.connect()
         self.assertEqual([(one, type(why)) for one, why in self.handler.lost], [(2, errors.Evicted)])

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+"""What an exchange would have taken over HTTP/1.1: an estimate for the metrics (docs/monitoring.md).
+
+Counted are the heads (RFC 9112 section 2) that no client and no homeserver leave out, and the bodies as compact JSON
+without compression. TLS, TCP and what a reverse proxy or a browser adds are not.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
+
+LARGE: Final = 256 * 1024
+"""Bytes of a body as it was sent, above which it counts as it was sent: to write it as JSON would take long."""
+
+_REQUEST_HEAD: Final = len(" HTTP/1.1\r\nHost: matrix.example.com\r\nAccept: */*\r\n\r\n") + 1
+_AUTHORIZATION: Final = len("Authorization: Bearer \r\n")
+_REQUEST_BODY: Final = len("Content-Type: application/json\r\nContent-Length: 100\r\n")
+_RESPONSE_HEAD: Final = len(
+    "HTTP/1.1 200 OK\r\n"
+    "Server: Synapse/1.150.0\r\n"
+    "Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
+    "Content-Type: application/json\r\n"
+    "Cache-Control: no-cache, no-store, must-revalidate\r\n"
+    "Content-Length: 100\r\n"
+    "Access-Control-Allow-Origin: *\r\n"
+    "Access-Control-Allow-Methods: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
+    "Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, Date\r\n"
+    "Access-Control-Expose-Headers: Synapse-Trace-Id, Server\r\n"
+    "\r\n"
+)
+"""As Synapse writes it."""
+
+
+def http_size(request: MatrixRequest, response: MatrixResponse, sent: int) -> int:
+    """Estimate the bytes of an exchange over HTTP/1.1, both ways.
+
+    Args:
+        request: what was asked.
+        response: what was answered.
+        sent: bytes of the answer's body as it was sent.
+    """
+    query = len(request.query) + 1 if request.query else 0
+    size = _REQUEST_HEAD + len(request.method) + len(request.path) + query + _RESPONSE_HEAD
+    if request.access_token is not None:
+        size += _AUTHORIZATION + len(request.access_token)
+    if request.body is not NO_BODY:
+        size += _REQUEST_BODY + _json_size(request.body, 0)
+    if response.body is NO_BODY:
+        return size
+    return size + (sent if sent > LARGE else _json_size(response.body, sent))
+
+
+def _json_size(body: Any, otherwise: int) -> int:
+    """Bytes of JSON, or another number for what cannot be written: an estimate is no reason to fail."""
+    try:
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        return otherwise
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
