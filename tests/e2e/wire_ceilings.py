@@ -49,8 +49,8 @@ class Ceiling:
 
 CEILINGS: Final[dict[str, dict[str, Ceiling]]] = {
     "v1": {
-        "connect_first": Ceiling(5, 583, 888 + SIGNATURE + SLOW),
-        "connect_resumed": Ceiling(4, 443, 314),
+        "connect_first": Ceiling(5, 565, 888 + SIGNATURE + SLOW),
+        "connect_resumed": Ceiling(4, 411, 314),
         "send": Ceiling(2, 155, 113),
         "send_brief": Ceiling(2, 155, 113),
         "send_encrypted": Ceiling(2, 669, 113),
@@ -65,8 +65,8 @@ CEILINGS: Final[dict[str, dict[str, Ceiling]]] = {
         "keys_query": Ceiling(10, 338, 8686),
     },
     "deflate": {
-        "connect_first": Ceiling(5, 583, 888 + SIGNATURE + SLOW),
-        "connect_resumed": Ceiling(4, 443, 314),
+        "connect_first": Ceiling(5, 565, 888 + SIGNATURE + SLOW),
+        "connect_resumed": Ceiling(4, 411, 314),
         "send": Ceiling(2, 155, 113),
         "send_brief": Ceiling(2, 155, 113),
         "send_encrypted": Ceiling(2, 669, 113),
@@ -81,8 +81,8 @@ CEILINGS: Final[dict[str, dict[str, Ceiling]]] = {
         "keys_query": Ceiling(6, 206, 3885 + 2 * CHANCE),
     },
     "x1": {
-        "connect_first": Ceiling(5, 587, 872 + SIGNATURE + SLOW),
-        "connect_resumed": Ceiling(4, 408, 298),
+        "connect_first": Ceiling(5, 569, 872 + SIGNATURE + SLOW),
+        "connect_resumed": Ceiling(4, 376, 298),
         "send": Ceiling(2, 82, 97),
         "send_brief": Ceiling(2, 85, 62),
         "send_encrypted": Ceiling(2, 380, 97),
