@@ -303,12 +303,12 @@ def table(results: Results) -> str:
     ]
     head = ["", "idle hour, bytes", "packets", "pushed message, bytes", "packets"]
     asked = ", ".join(f"{row.name}: {row.rounds}" for row in results.rows)
-    renewed = sum(row.hourly.bytes for row in results.rows)
+    renewed = " and ".join(f"{row.hourly.bytes:,}" for row in results.rows if row.hourly.bytes)
     return (
         f"{markdown('What news take, as IP packets with all headers, both ways', head, rows)}\n"
         f"The idle hour was measured over {results.span:g} s and multiplied by {HOUR / results.span:g}. In it the\n"
         f"clients asked or pinged so often: {asked}.\n"
-        f"OBSERVE's has the {renewed:,} bytes of one registration besides, which is renewed after an hour of\n"
+        f"OBSERVE's has the bytes of one registration besides ({renewed}), which is renewed after an hour of\n"
         f"silence. A pushed message ({TEXT!r}) was sent by another user; with a poll comes the next one.\n"
         "Presence is off. No packet was lost.\n"
     )
