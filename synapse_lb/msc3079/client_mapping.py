@@ -74,7 +74,7 @@ def encode_request(
         announce_key_version: Value of option 257; None leaves it out. The option is critical: only for
             peers that advertise MSC3079.
         offer_x1: Say that an answer in x1 is welcome, to a server that need not know what that is.
-        path_codes: Use a path code where the table has one; a `v3` path has that of its `r0` form.
+        path_codes: Use a path code where the table has one.
         content_format: 60 (CBOR), 11060 (compressed, where that saves bytes and there is no secret; else 60) or 50
             (JSON), of the body.
         accept: Format of the answer; None leaves it to the server, which answers as it was asked.
@@ -90,7 +90,7 @@ def encode_request(
         raise _unsendable(f"Method {method} has no CoAP code")
     raw_path, _, raw_query = _to_bytes(path).partition(b"?")
     segments = _read_path(raw_path)
-    written = paths_v1.shorten(segments) if path_codes else segments
+    written = paths_v1.compress(segments) if path_codes else segments
     options = [(URI_PATH, _fit(segment.encode(), "path segment")) for segment in written]
     payload = b""
     if body is not NO_BODY:

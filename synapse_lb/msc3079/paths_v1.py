@@ -77,8 +77,6 @@ CODE_TO_PATH: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Path code -> path template. A `{name}` segment is a parameter."""
 
-_FIRST: Final = ("_matrix", "client", "r0")
-_CURRENT: Final = ("_matrix", "client", "v3")
 _STATE_CODE: Final = "8"
 _PUSH_RULES_CODE: Final = "n"
 
@@ -159,16 +157,3 @@ def compress(segments: Sequence[str]) -> tuple[str, ...]:
                 *(segment for part, segment in zip(template, segments, strict=True) if part is None),
             )
     return tuple(segments)
-
-
-def shorten(segments: Sequence[str]) -> tuple[str, ...]:
-    """Like `compress`, but a path of `v3` counts as that of `r0`, which is its name before Matrix 1.1.
-
-    A server of MSC3079 has all paths of the table as `r0`, for that is what their codes stand for. What is behind
-    them is the same.
-    """
-    if tuple(segments[:3]) == _CURRENT:
-        shortened = compress((*_FIRST, *segments[3:]))
-        if is_path_code(shortened):
-            return shortened
-    return compress(segments)

@@ -50,7 +50,7 @@ class RequestTests(LoopbackTestCase):
             response.body,
             {
                 "method": "PUT",
-                "path": "/_matrix/client/r0/rooms/!room:a/state/m.x/a%2Fb",
+                "path": "/_matrix/client/v3/rooms/!room:a/state/m.x/a%2Fb",
                 "query": "q=%C3%BC&r=1&r=2",
                 "token": "syt_a",
                 "json": {"type": "x", "n": 2**53},

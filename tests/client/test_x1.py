@@ -301,7 +301,7 @@ class OtherServerTests(X1TestCase):
         for transaction in (1, 2):
             self.assertEqual((await self.send(client, transaction)).body, EVENT)
         self.assertEqual(len(handler.requests), 2)
-        self.assertEqual({each.options.get(OptionNumber.URI_PATH) for each in handler.requests}, {b"9"})
+        self.assertEqual({each.options.get(OptionNumber.URI_PATH) for each in handler.requests}, {b"_matrix"})
         self.assertIs(client.speaks_x1, False)
 
     async def test_turned_off_here(self) -> None:

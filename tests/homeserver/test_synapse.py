@@ -18,7 +18,6 @@ from synapse_lb.testing.throwaway import ThrowawayHomeserver, free_ports
 from synapse_lb.txdtls.certificates import generate_self_signed, sha256_fingerprint
 
 REACTOR: Any = reactor
-R0 = "/_matrix/client/r0"
 V3 = "/_matrix/client/v3"
 PATIENCE = 10.0
 """Seconds that something which happens soon is waited for."""
@@ -213,10 +212,7 @@ class ServingTests(SynapseTestCase):
         path = f"{V3}/profile/@logged:localhost/displayname"
         response = await self.client().request("GET", path, {"access_token": token, "x": "y"})
         self.assertEqual(response.status, 200)
-        logged = f"{R0}/profile/@logged:localhost/displayname"  # what its path code stands for
-        (line,) = await until(
-            lambda: self.access_lines(logged.replace("@", "%40")) or self.access_lines(logged)
-        )
+        (line,) = await until(lambda: self.access_lines(path.replace("@", "%40")) or self.access_lines(path))
         self.assertRegex(line, r" - 127\.0\.0\.1 - \d+ - \{")
         self.assertRegex(line, r' \d\d+B 200 "GET /\S+\?access_token=<redacted>&x=y CoAP/1" "-" ')
         self.assertNotIn(token, self.homeserver.log_text())
@@ -241,7 +237,7 @@ class ServingTests(SynapseTestCase):
         await self.assertFailure(waiting, ConnectionLost)
         lost = "Connection from client lost before response was sent"
         await until(lambda: lost in self.homeserver.log_text())
-        (line,) = await until(lambda: self.access_lines(f"{R0}/sync?timeout=1234"))
+        (line,) = await until(lambda: self.access_lines(f"{V3}/sync?timeout=1234"))
         self.assertIn(" 499! ", line)
 
     async def test_a_long_poll_is_answered_when_something_happens(self) -> None:

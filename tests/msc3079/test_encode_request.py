@@ -73,13 +73,7 @@ class EncodeRequestTests(SynchronousTestCase):
         self.assertEqual(values(pairs, 11), [b"_matrix", b"client", b"r0", b"sync"])
 
     def test_versions_without_a_code(self) -> None:
-        _, pairs, _ = encode_request("GET", b"/_matrix/client/v1/sync")
-        self.assertEqual(values(pairs, 11), [b"_matrix", b"client", b"v1", b"sync"])
-
-    def test_v3_has_the_codes_of_r0(self) -> None:
-        _, pairs, _ = encode_request("GET", b"/_matrix/client/v3/sync?timeout=0")
-        self.assertEqual(values(pairs, 11), [b"7"])
-        _, pairs, _ = encode_request("GET", b"/_matrix/client/v3/sync", path_codes=False)
+        _, pairs, _ = encode_request("GET", b"/_matrix/client/v3/sync")
         self.assertEqual(values(pairs, 11), [b"_matrix", b"client", b"v3", b"sync"])
 
     def test_percent_encoding_ends_here(self) -> None:
@@ -89,7 +83,7 @@ class EncodeRequestTests(SynchronousTestCase):
     def test_empty_segments(self) -> None:
         _, pairs, _ = encode_request("GET", "/_matrix/client/r0/rooms/!r/state/m.room.name/")
         self.assertEqual(values(pairs, 11), [b"8", b"!r", b"m.room.name", b""])
-        _, pairs, _ = encode_request("GET", "/_matrix/client/v1/pushrules/")
+        _, pairs, _ = encode_request("GET", "/_matrix/client/v3/pushrules/")
         self.assertEqual(values(pairs, 11)[-2:], [b"pushrules", b""])
 
     def test_query(self) -> None:
@@ -174,8 +168,6 @@ class RoundTripTests(SynchronousTestCase):
         found = decode_request(
             *encode_request("GET", path, query, path_codes=path_codes), sticky=StickyState()
         )
-        if path_codes:  # `v3` of these paths is `r0` by another name
-            path = path.replace("/v3/", "/r0/", 1)
         self.assertEqual(found.path, path.encode())
         self.assertEqual(parse_qsl(found.query.decode(), keep_blank_values=True), query)
 

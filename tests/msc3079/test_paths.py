@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079.errors import UnknownPathError
-from synapse_lb.msc3079.paths_v1 import CODE_TO_PATH, compress, expand, is_path_code, shorten
+from synapse_lb.msc3079.paths_v1 import CODE_TO_PATH, compress, expand, is_path_code
 from tests.msc3079.strategies import PROPERTY
 
 SEGMENTS = st.text(max_size=6) | st.sampled_from(
@@ -90,23 +90,6 @@ class PathCodeTests(SynchronousTestCase):
     def test_other_versions_have_no_code(self) -> None:
         for path in (("_matrix", "client", "v3", "sync"), ("_matrix", "client", "v1", "login")):
             self.assertEqual(compress(path), path)
-
-    def test_v3_is_short_too(self) -> None:
-        """Each path of the table that has a version has its code with `v3` as well, and nothing else has one."""
-        for code, path in CODE_TO_PATH.items():
-            full = tuple(path.split("/")[1:])
-            present = tuple("v3" if each == "r0" else each for each in full)
-            self.assertEqual(shorten(full), compress(full), code)
-            self.assertEqual(shorten(present), compress(full), code)
-        for other in (
-            "client/v1/sync",
-            "client/v3/account/whoami",
-            "client/v3/versions",
-            "client/v3",
-            "media/v3/login",
-        ):
-            segments = ("_matrix", *other.split("/"))
-            self.assertEqual(shorten(segments), segments)
 
     @PROPERTY
     @given(st.lists(SEGMENTS, max_size=9))

@@ -278,11 +278,10 @@ class Observer(Client):
         body: Any = NO_BODY,
         value: int = REGISTER,
         code: int | None = None,
-        path_codes: bool = True,
     ) -> Seen:
         """Register."""
         method = "GET" if body is NO_BODY else "POST"
-        given, pairs, payload = encode_request(method, path, None, body, token=token, path_codes=path_codes)
+        given, pairs, payload = encode_request(method, path, None, body, token=token)
         options = Options.of(*pairs).with_option(OptionNumber.OBSERVE, encode_uint(value))
         request = CoapRequest(given if code is None else code, options, payload)
         exchange = self.endpoint.request("server", request, self.driver.now())

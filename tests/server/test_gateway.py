@@ -342,8 +342,7 @@ class GatewayTests(SynchronousTestCase):
         self.settle()
         self.assertEqual(self.gateway.running, 1)
         self.alice.lose()
-        cancelled = [request.path for request in self.dispatcher.cancelled]
-        self.assertEqual(cancelled, [b"/_matrix/client/r0/sync"])
+        self.assertEqual([request.path for request in self.dispatcher.cancelled], [SYNC.encode()])
         self.assertEqual((self.gateway.running, self.gateway.associations), (0, 0))
         self.assertEqual(self.gateway.counters.cancelled, 1)
         self.assertTrue(self.gateway.endpoint.idle)

@@ -39,7 +39,7 @@ class FirstAnswerTests(ObserverTestCase):
 
     def test_every_path_of_sync(self) -> None:
         for path in (SYNC, "/_matrix/client/r0/sync"):
-            self.registered(path, path_codes=False)
+            self.registered(path)
         self.assertEqual([request.path[16:18] for request, _ in self.homeserver.requests], [b"v3", b"r0"])
 
     def test_what_the_client_asked_for(self) -> None:

@@ -40,19 +40,21 @@ class Mode:
         title: above its columns.
         options: further arguments of `LowBandwidthClient`.
         stranger: other arguments of one that has never spoken with this server.
+        version: of the paths that it asks for; version 1 has codes for those of `r0`, x1 for those of `v3`.
     """
 
     name: str
     title: str
     options: Mapping[str, Any]
     stranger: Mapping[str, Any] = attrs.field(factory=dict)
+    version: str = "r0"
 
 
 MODES: Final = (
     Mode("v1", "CoAP, version 1", {"deflate": False, "extensions": False}),
     Mode("deflate", "with 11060", {"deflate": True, "extensions": False}),
     # A client that has never been there finds out with its first request.
-    Mode("x1", "with x1", {"extensions": "known"}, stranger={"extensions": True}),
+    Mode("x1", "with x1", {"extensions": "known"}, stranger={"extensions": True}, version="v3"),
 )
 
 
@@ -200,8 +202,9 @@ class CoapSide:
 
     async def _run(self, client: LowBandwidthClient, user: User, call: Call, *, brief: bool = False) -> Any:
         body = NO_BODY if call.body is None else call.body
+        path = call.path.replace("/v3/", f"/{self._mode.version}/", 1)
         answer = await client.request(
-            call.method, call.path, call.query, body, user.token, brief=brief, timeout=_TIMEOUT
+            call.method, path, call.query, body, user.token, brief=brief, timeout=_TIMEOUT
         )
         if answer.status != 200:
             raise SceneFailed(f"{call.method} {call.path} over CoAP: {answer.status} {answer.body}")
