@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ROOMS: Final = 50
 _FAREWELL: Final = "synapse-lb bench: interrupted; Synapse has been stopped and removed"
-MODES: Final = ("v1",)
+MODES: Final = ("v1", "deflate", "x1")
 """Names of the modes, as `cli/wire/coap.py` has them: that module is not imported for `--help`."""
 
 _DESCRIPTION = """\

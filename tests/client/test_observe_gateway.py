@@ -100,6 +100,7 @@ class GatewayTests(GatewayTestCase):
         self.observe(self.client_at(server.port))
         self.say("a")
         await self.caught_up()
+        await until(lambda: State.OBSERVING in self.states)
         gateway.end_observations()
         await until(lambda: State.WAITING in self.states)
         await server.stop()

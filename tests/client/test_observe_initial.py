@@ -95,6 +95,7 @@ class InitialSyncTests(InitialTestCase):
         server, journal = self.start_journal(observes=False)
         observation = self.observe_sync(self.client_of(server))
         await self.caught_up()
+        await until(lambda: len(journal.requests) == 3)
         self.journal.add("b")
         await self.caught_up()
         self.assertIs(observation.state, State.POLLING)

@@ -31,6 +31,7 @@ from synapse_lb.testing.throwaway import ThrowawayHomeserver, synapse_is_install
 from synapse_lb.txdtls.client import ClientAssociation, connect
 from synapse_lb.txdtls.context import ClientVerification, make_client_context
 from synapse_lb.txdtls.errors import AssociationLost
+from synapse_lb.txdtls.options import ClientOptions
 
 reactor: Any = _reactor
 
@@ -57,6 +58,10 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     # As it comes, without our module: for the gateway that stands in front of it.
     "bare": {"lowbandwidth": False},
+    "few-logins": {
+        "rate_limits": True,
+        "extra_config": {"rc_login": {"address": {"per_second": 0.001, "burst_count": 3}}},
+    },
     "no-q-block": {"lowbandwidth_options": {"tuning": {"q_block": False}}},
     # Tests of the network's badness need not wait for timeouts that are made for the whole world.
     "brisk": {"lowbandwidth_options": {"tuning": {"min_rto": 0.02, "separate_after": 0.2}}},
@@ -139,7 +144,9 @@ class RawPeer:
 
     # Ours
 
-    async def open(self, host: str, port: int, using: Any = None) -> RawPeer:
+    async def open(
+        self, host: str, port: int, using: Any = None, options: ClientOptions | None = None
+    ) -> RawPeer:
         """Complete the handshake."""
         self.association = await connect(
             using if using is not None else reactor,
@@ -147,6 +154,7 @@ class RawPeer:
             port,
             context=make_client_context(ClientVerification.none()),
             handler=self,
+            options=options,
         )
         return self
 
@@ -287,12 +295,12 @@ class SynapseTestCase(TestCase):
         """A new user."""
         return User(self.homeserver, f"user{next(numbers)}")
 
-    def client(self, port: int | None = None, **arguments: Any) -> LowBandwidthClient:
+    def client(self, port: int | None = None, *, host: str = "", **arguments: Any) -> LowBandwidthClient:
         """A client of the homeserver, or of a relay in front of it; closed after the test."""
         port = port if port is not None else self.homeserver.ports.lowbandwidth
         verification = ClientVerification.ca_file(str(self.homeserver.certificate_path))
         arguments.setdefault("verification", verification)
-        client = LowBandwidthClient(reactor, f"coaps://{self.homeserver.host}:{port}", **arguments)
+        client = LowBandwidthClient(reactor, f"coaps://{host or self.homeserver.host}:{port}", **arguments)
         self.addCleanup(client.close)
         return client
 

@@ -117,6 +117,8 @@ class DatagramTests(SynapseTestCase):
         peer = RawPeer()
         self.addCleanup(peer.close)
         await peer.open("127.0.0.1", relay.port)
+        peer.request(Code.GET, VERSIONS)  # with its answer both sides know that the handshake is complete
+        await peer.response()
         ((_, towards),) = relay._clients.items()
         target = ("127.0.0.1", self.homeserver.ports.lowbandwidth)
         for content_type in (20, 21, 22, 23):

@@ -171,6 +171,24 @@ class CertificateTests(OwnHomeserverTestCase):
         refused = self.pinned(old).request("GET", "/_matrix/client/versions")
         await self.assertFailure(refused, UntrustedCertificate)
 
+    async def test_a_certificate_that_does_not_load_changes_nothing(self) -> None:
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        certificate, key = generate_self_signed(["localhost", "127.0.0.1"])
+        (folder / "own.crt").write_bytes(certificate)
+        (folder / "own.key").write_bytes(key)
+        paths = {
+            "tls_certificate_path": str(folder / "own.crt"),
+            "tls_private_key_path": str(folder / "own.key"),
+        }
+        homeserver = self.start(lowbandwidth_options=paths)
+        other, _ = generate_self_signed(["localhost"])
+        (folder / "own.crt").write_bytes(other)  # its key is not the one that is there
+        self.allowed_errors = ("keeps its certificate",)
+        homeserver.sighup()
+        await self.until(lambda: "keeps its certificate" in homeserver.log_text(), "the complaint in the log")
+        await self.ask(self.pinned(sha256_fingerprint(certificate)), "GET", "/_matrix/client/versions")
+
     async def test_without_any_certificate_one_is_made_and_its_fingerprint_logged(self) -> None:
         folder = Path(self.mktemp()).resolve()
         self.addCleanup(shutil.rmtree, folder, True)

@@ -14,6 +14,7 @@ from synapse_lb.coap.options import encode_uint
 from synapse_lb.coap.tuning import Tuning
 from synapse_lb.msc3079.messages import NO_BODY
 from synapse_lb.testing.throwaway import ThrowawayHomeserver
+from synapse_lb.txdtls.options import ClientOptions
 from tests.e2e.harness import CLIENT, RawPeer, SynapseTestCase, cbor_value, path_options
 
 ACCESS_TOKEN = 256
@@ -121,12 +122,13 @@ class RobustnessTests(SynapseTestCase):
         self.assertEqual((await peer.response(b"\x02")).code, Code.CONTENT)
 
     async def test_half_open_handshakes_stall_nobody(self) -> None:
-        # 40 clients whose server never hears more than their first datagrams.
+        # 40 clients whose server never hears more than their hellos, the second of which has a cookie.
+        asking = ClientOptions(hello_size=0, false_start=False)
         waiting = []
         for _ in range(40):
             relay = self.relay()
             relay.to_server.drop = lambda number, data: number >= 2
-            opening = Deferred.fromCoroutine(RawPeer().open("127.0.0.1", relay.port))
+            opening = Deferred.fromCoroutine(RawPeer().open("127.0.0.1", relay.port, options=asking))
             opening.addErrback(lambda failure: failure.trap(CancelledError) and None)
             waiting.append((opening, relay))
         await self.until(

@@ -22,7 +22,7 @@ from synapse_lb.client.persistence import Persistence
 from synapse_lb.msc3079.messages import NO_BODY
 from synapse_lb.txdtls.context import ClientVerification
 
-HANDSHAKES: Final = 5
+HANDSHAKES: Final = 4
 """How many handshakes are made: an ECDSA signature has 70 to 72 bytes, and the longest is shown."""
 
 _PAUSE: Final = 0.02
@@ -40,15 +40,22 @@ class Mode:
         title: above its columns.
         options: further arguments of `LowBandwidthClient`.
         stranger: other arguments of one that has never spoken with this server.
+        version: of the paths that it asks for; version 1 has codes for those of `r0`, x1 for those of `v3`.
     """
 
     name: str
     title: str
     options: Mapping[str, Any]
     stranger: Mapping[str, Any] = attrs.field(factory=dict)
+    version: str = "r0"
 
 
-MODES: Final = (Mode("v1", "CoAP, version 1", {}),)
+MODES: Final = (
+    Mode("v1", "CoAP, version 1", {"deflate": False, "extensions": False}),
+    Mode("deflate", "with 11060", {"deflate": True, "extensions": False}),
+    # A client that has never been there finds out with its first request.
+    Mode("x1", "with x1", {"extensions": "known"}, stranger={"extensions": True}, version="v3"),
+)
 
 
 class CoapSide:
@@ -119,13 +126,14 @@ class CoapSide:
         sent = await self._run(client, alix, self._send())
         empty = {}
 
-        async def run(call: Call) -> Counted:
+        async def run(call: Call, *, brief: bool = False) -> Counted:
             async def work() -> None:
-                empty["body"] = await self._run(client, alix, call)
+                empty["body"] = await self._run(client, alix, call, brief=brief)
 
             return await self._relay.counted(client, work)
 
         figures["send"] = await run(self._send())
+        figures["send_brief"] = await run(self._send(), brief=True)
         # What is said once for an association, or with the first event of a session, has been said.
         await run(self._send_encrypted())
         figures["send_encrypted"] = await run(self._send_encrypted())
@@ -192,9 +200,12 @@ class CoapSide:
     def _send_encrypted(self) -> Call:
         return operations.send_encrypted(self._room, next(self._transactions), self._session.event())
 
-    async def _run(self, client: LowBandwidthClient, user: User, call: Call) -> Any:
+    async def _run(self, client: LowBandwidthClient, user: User, call: Call, *, brief: bool = False) -> Any:
         body = NO_BODY if call.body is None else call.body
-        answer = await client.request(call.method, call.path, call.query, body, user.token, timeout=_TIMEOUT)
+        path = call.path.replace("/v3/", f"/{self._mode.version}/", 1)
+        answer = await client.request(
+            call.method, path, call.query, body, user.token, brief=brief, timeout=_TIMEOUT
+        )
         if answer.status != 200:
             raise SceneFailed(f"{call.method} {call.path} over CoAP: {answer.status} {answer.body}")
         return answer.body

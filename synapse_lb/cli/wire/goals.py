@@ -117,7 +117,6 @@ def verdicts(coap: Coap, https: Mapping[str, Mapping[str, Wire]]) -> list[Verdic
         for key, title, share in (
             ("send_encrypted", "encrypted event, sent: share of version 1", 0.6),
             ("push_encrypted", "encrypted event, arriving: share of version 1", 0.6),
-            ("sync_initial", "initial sync, share of version 1, which is not compressed", 0.25),
         ):
             found.append(Verdict(f"x1: {title}", share, _share(coap["x1"][key], total(coap["v1"][key]))))
     if "x1" in coap and "gzip" in https:

@@ -68,6 +68,7 @@ OPERATIONS: Final = (
     Operation("connect_first", "connect, send, answer: first time"),
     Operation("connect_resumed", "connect, send, answer: resumed"),
     Operation("send", "send a message, and its answer"),
+    Operation("send_brief", "send a message, answer without its body"),
     Operation("send_encrypted", "send an encrypted event, and its answer"),
     Operation("receipt", "read receipt"),
     Operation("typing", "typing"),

@@ -21,7 +21,7 @@ from synapse_lb.client.counters import IPV4_UDP_HEADERS, Traffic
 from synapse_lb.testing.lossy import CLEAR, LossyLink, LossyRelay
 
 _PAUSE: Final = 0.02
-_QUIET: Final = 4
+_QUIET: Final = 3
 """Pauses without any datagram after which an operation is over."""
 
 
