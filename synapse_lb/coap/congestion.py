@@ -8,11 +8,12 @@ once, which floods a slow one. Here a window does both:
 - The queue on the way is what a round trip takes longer than the shortest that was seen. It may grow to
   `QUEUE_TARGET` seconds and one block; then the window shrinks to what keeps it there (as in TCP Vegas, RFC 6817).
 - The window never grows far beyond twice what fills the way at the rate at which blocks *do* arrive.
-- A loss says little on a lossy way. Where there is no queue, two losses in a round trip are tolerated, and an eighth
-  of the window; the window goes on doubling (as in BBR, draft-ietf-ccwg-bbr section 5.3.1.3). More of them, or with
-  a queue, and the window becomes what fills the way (as in TCP Westwood), but it is never more than halved in one
+- A loss says little on a lossy way. Where there is no queue, one or two losses in a round trip are tolerated, and an
+  eighth of the window; the window goes on doubling (as in BBR, draft-ietf-ccwg-bbr section 5.3.1.3). More of them, or
+  with a queue, and the window becomes what fills the way (as in TCP Westwood), but it is never more than halved in one
   round trip. From then on it grows by an eighth each round trip, where there is no queue.
-- Silence means congestion: the window becomes `LEAST_WINDOW`, and the timeout doubles.
+- Silence means congestion: the window becomes `LEAST_WINDOW`, and the timeout doubles. From there it doubles again, to
+  half of what it was; without that end if it was small, for then a few losses are silence too.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ QUEUE_TARGET: Final = 0.1
 TOLERATED: Final = 1 / 8
 """The share of a window that may be lost in a round trip without being taken for congestion."""
 
-ALWAYS_TOLERATED: Final = 2
-"""Blocks on top of that share: in a small window a lossy way takes that many without being narrow."""
+ALWAYS_TOLERATED: Final = 1.5
+"""Blocks on top of that share: in a small window a lossy way takes that many without being narrow. (With 2 a way with
+room for five blocks loses a third of them.)"""
 
 STARTING: Final = 2.5
 """While the window doubles, it may be so many times what fills the way at the rate that was seen: blocks of one
 round trip arrive spread over it, so that twice the rate would let it grow by little more than half."""
-
 
 _GRANULARITY: Final = 0.1
 _START_SPAN = 2.0
@@ -170,7 +171,7 @@ class CongestionWindow:
     def expired(self, now: float) -> None:
         """Take in that nothing has arrived for `timeout` seconds."""
         self._expiries += 1
-        if self._expiries == 1:
+        if self._expiries == 1 and self._window > GREATEST_START:
             self._threshold = max(self._window / 2, self._least)
         self._window = float(self._least)
         self._reduced_at = now

@@ -133,6 +133,18 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual(subject.expiries, 0)
         self.assertLess(subject.timeout, 0.7)
 
+    def test_silence_in_a_small_window(self) -> None:
+        """A few losses are silence there: it doubles again to what it was. A large one doubles half the way only."""
+        for blocks, again in ((1, True), (100, False)):
+            subject = window()
+            fluid = Fluid(subject, 0.2, 1e6)
+            fluid.run(blocks)
+            before = subject.window
+            subject.expired(fluid.now)
+            fluid._flying.clear()
+            fluid.run(2 * before + 10)
+            self.assertEqual(subject.window >= before, again, (blocks, before, subject.window))
+
     def test_fixed_timeout(self) -> None:
         """RFC 9177 section 7.2: NON_RECEIVE_TIMEOUT, doubled with each request."""
         subject = window(adaptive=False)

@@ -161,6 +161,13 @@ class Thrift(_Base):
         self.assertLess(simulation.down.counters.overflowed, BLOCKS / 8)
         self.assertGreater(MEGABYTE / seconds, 75_000)
 
+    def test_very_shallow_buffer(self) -> None:
+        """20 kB/s with room for five datagrams: hardly any is lost."""
+        simulation, seconds = download(shape(rate=20_000, queue=5_000))
+        self.check(simulation)
+        self.assertLess(simulation.down.counters.overflowed, BLOCKS / 50)
+        self.assertGreater(MEGABYTE / seconds, 18_000)
+
     def test_bufferbloat(self) -> None:
         """100 kB/s with any amount of buffer: what waits is a third of a second at most."""
         simulation, seconds = download(shape(rate=100_000, queue=None))
