@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 # The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
 # PR_SET_PDEATHSIG = 1; kept over execve) and becomes Synapse. Elsewhere the request fails and is ignored.
@@ -24,10 +25,18 @@ os.execv(sys.executable, [sys.executable, "-m", "synapse.app.homeserver", *sys.a
 """
 
 
+LONGEST_HOME: Final = 80
+"""Bytes of a folder's name beside which the rest fits in `sun_path` (unix(7): 108 bytes; 104 elsewhere)."""
+
+
 @contextlib.contextmanager
 def notify_socket() -> Iterator[tuple[socket.socket, str]]:
-    """A socket as sd_notify(3) wants it, in a folder of its own, for its path must be short."""
-    with tempfile.TemporaryDirectory(prefix="slb-") as folder:
+    """A socket as sd_notify(3) wants it, in a folder of its own: in the one for temporary files, or in /tmp if that
+    has too long a name for the address of a socket."""
+    home = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(
+        prefix="slb-", dir=home if len(home) <= LONGEST_HOME else "/tmp"
+    ) as folder:
         path = f"{folder}/notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(path)

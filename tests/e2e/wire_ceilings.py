@@ -81,7 +81,7 @@ CEILINGS: Final[dict[str, dict[str, Ceiling]]] = {
         "keys_query": Ceiling(6, 206, 3885 + 2 * CHANCE),
     },
     "x1": {
-        "connect_first": Ceiling(5, 569, 872 + SIGNATURE + SLOW),
+        "connect_first": Ceiling(5, 596, 872 + SIGNATURE + SLOW),
         "connect_resumed": Ceiling(4, 376, 298),
         "send": Ceiling(2, 82, 97),
         "send_brief": Ceiling(2, 85, 62),
