@@ -13,6 +13,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
@@ -28,6 +29,13 @@ from synapse_lb.txdtls.port import DTLSServerPort
 from tests.txdtls.support import SERVER, write_pair
 
 UDP = 28
+
+OLDER = SSL.OPENSSL_VERSION_NUMBER < 0x4000_0000
+HELLO = 6 if OLDER else 0
+"""Bytes that OpenSSL 3 takes more than OpenSSL 4 for a hello that is not padded: more point formats."""
+RESUMING = 24 if OLDER else 0
+"""The same for one that offers nothing but a session: groups and point formats, where OpenSSL 4 has neither."""
+
 PATH = "/_matrix/client/r0/rooms/%21" + "r" * 43 + "/send/m.room.message/1"
 X1_PATH = "/_matrix/client/v3/rooms/!OGEhHVWSdvArJzumhmQxWyZb0Pq-Kd_7fT3uLsVnEjA/send/m.room.message/1"
 """As long; x1 has nothing for a room id that no server would make."""
@@ -134,7 +142,7 @@ class FirstBytesTests(TestCase):
         self.serve("auto")
         first = self.send("first, no cookie")
         self.assert_at_most(first, 4, 1456)
-        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 725)
+        self.assert_at_most(self.send("resumed, no cookie", first[2]), 4, 725 + RESUMING)
 
     def test_with_x1(self) -> None:
         """The request and its answer in x1, of which the client knows that the server has it."""
@@ -142,12 +150,12 @@ class FirstBytesTests(TestCase):
         x1: dict[str, Any] = {"extensions": "known", "path": X1_PATH}
         first = self.send("first, x1", **x1)
         self.assert_at_most(first, 4, 1423)
-        self.assert_at_most(self.send("resumed, x1", first[2], **x1), 4, 706)
-        self.assert_at_most(self.send("resumed, x1, brief", first[2], brief=True, **x1), 4, 673)
+        self.assert_at_most(self.send("resumed, x1", first[2], **x1), 4, 674 + RESUMING)
+        self.assert_at_most(self.send("resumed, x1, brief", first[2], brief=True, **x1), 4, 641 + RESUMING)
 
     def test_with_a_cookie(self) -> None:
         self.serve("always")
         first = self.send("first, cookie")
-        self.assert_at_most(first, 6, 1674)
-        self.assert_at_most(self.send("first, cookie, which is expected", again=True), 6, 1578)
-        self.assert_at_most(self.send("resumed, cookie", first[2]), 6, 1007)
+        self.assert_at_most(first, 6, 1674 + HELLO)
+        self.assert_at_most(self.send("first, cookie, which is expected", again=True), 6, 1578 + 2 * HELLO)
+        self.assert_at_most(self.send("resumed, cookie", first[2]), 6, 1007 + 2 * HELLO)
