@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -24,14 +23,14 @@ import attrs
 
 from synapse_lb.cli.conversation import Answer, ConversationFailed, Names, Outcome, Step, converse
 from synapse_lb.cli.demo_table import Painter, Row, total
-from synapse_lb.cli.errors import EXIT_INTERRUPTED, EXIT_OK, CommandError
+from synapse_lb.cli.errors import EXIT_OK, CommandError
 from synapse_lb.cli.https_meter import HttpsMeter, MeterError, Wire, wire_is_measurable
+from synapse_lb.cli.interruptible import heed_sigterm, until_interrupted
 from synapse_lb.cli.terminal import Terminal
 from synapse_lb.testing.throwaway import HomeserverFailed, SynapseMissing, ThrowawayHomeserver
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
-    from twisted.python.failure import Failure
 
     from synapse_lb.cli.main import Subparsers
     from synapse_lb.client.client import LowBandwidthClient
@@ -82,7 +81,7 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     Raises:
         CommandError: Synapse is missing or did not start, or the conversation over HTTPS failed.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # until the reactor runs and installs its own
+    heed_sigterm()
     demo = Demo(
         terminal=terminal,
         homeserver=ThrowawayHomeserver(outlive=arguments.keep),
@@ -95,41 +94,8 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     except BaseException:
         demo.homeserver.stop()
         raise
-    return _until_interrupted(demo, terminal)
-
-
-def _until_interrupted(demo: Demo, terminal: Terminal) -> Deferred[int]:
-    """Finish the demonstration; when the reactor is stopped by a signal, end it in order and say no more."""
-    from twisted.internet.defer import Deferred
-
-    work = Deferred.fromCoroutine(demo.finish())
-    result: Deferred[int] = Deferred()
-    over: Deferred[None] = Deferred()
-    interrupted = False
-
-    def ended(outcome: int | Failure) -> None:
-        over.callback(None)
-        if interrupted:
-            terminal.error("\nsynapse-lb demo: interrupted; Synapse has been stopped and removed")
-        elif isinstance(outcome, int):
-            result.callback(outcome)
-        else:
-            result.errback(outcome)
-
-    def interrupt() -> Deferred[None]:
-        nonlocal interrupted
-        if not over.called:
-            interrupted = True
-            work.cancel()
-        return over
-
-    work.addBoth(ended)
-    terminal.reactor.addSystemEventTrigger("before", "shutdown", interrupt)
-    return result
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise CommandError("terminated", EXIT_INTERRUPTED)
+    farewell = "synapse-lb demo: interrupted; Synapse has been stopped and removed"
+    return until_interrupted(demo.finish(), terminal, farewell)
 
 
 @attrs.define
