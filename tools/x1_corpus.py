@@ -124,6 +124,15 @@ def make_keys(recorder: Recorder, person: Person) -> None:
         "password": f"the password of {person.name}",
     }
     person.ask("POST", "/keys/device_signing/upload", {"master_key": master, "auth": auth})
+    make_backup(recorder, person)
+    send_to_devices(recorder, person)
+    for kind, data in ACCOUNT_DATA:
+        person.ask("PUT", f"/user/{quote(person.user_id)}/account_data/{kind}", data)
+    person.sync()
+
+
+def make_backup(recorder: Recorder, person: Person) -> None:
+    """A key backup with one session."""
     backup = {
         "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
         "auth_data": {
@@ -149,6 +158,10 @@ def make_keys(recorder: Recorder, person: Person) -> None:
     next(iter(rooms["rooms"].values()))["sessions"][recorder.base64(32)] = session
     person.ask("PUT", "/room_keys/keys?version=1", rooms)
     person.ask("GET", "/room_keys/keys?version=1")
+
+
+def send_to_devices(recorder: Recorder, person: Person) -> None:
+    """An Olm message, and the steps of a verification."""
     olm = {
         "algorithm": "m.olm.v1.curve25519-aes-sha2",
         "ciphertext": {recorder.base64(32): {"type": 0, "body": recorder.base64(700)}},
@@ -166,9 +179,6 @@ def make_keys(recorder: Recorder, person: Person) -> None:
         }
         path = f"/sendToDevice/m.key.verification.{kind}/{recorder.transaction()}"
         person.ask("PUT", path, {"messages": {person.user_id: {"*": content}}})
-    person.sync()
-    for kind, data in ACCOUNT_DATA:
-        person.ask("PUT", f"/user/{quote(person.user_id)}/account_data/{kind}", data)
     person.sync()
 
 
@@ -233,10 +243,7 @@ def look_around(recorder: Recorder, person: Person, other: Person, room: str) ->
     """What clients ask about a room and about themselves."""
     here = f"/rooms/{quote(room)}"
     event = quote(recorder.events[room][-1])
-    user, filters = (
-        quote(person.user_id),
-        {"room": {"timeline": {"limit": 20}, "state": {"lazy_load_members": True}}},
-    )
+    user = quote(person.user_id)
     for kind, key, content in STATES:
         person.ask("PUT", f"{here}/state/{kind}/{quote(key)}", content)
     for path in (
@@ -276,6 +283,15 @@ def look_around(recorder: Recorder, person: Person, other: Person, room: str) ->
         "/keys/changes?from=s1_0_0_0_0_0_0_0_0_0_0_0_0_0_0&to=s9_0_0_0_0_0_0_0_0_0_0_0_0_0_0",
     ):
         person.ask("GET", path)
+    change_things(recorder, person, other, room)
+    slide(person, room)
+
+
+def change_things(recorder: Recorder, person: Person, other: Person, room: str) -> None:
+    """What clients set, and ask with a body."""
+    here, user = f"/rooms/{quote(room)}", quote(person.user_id)
+    event = quote(recorder.events[room][-1])
+    filters = {"room": {"timeline": {"limit": 20}, "state": {"lazy_load_members": True}}}
     identifier = person.ask("POST", f"/user/{user}/filter", filters)["filter_id"]
     person.ask("GET", f"/user/{user}/filter/{identifier}")
     person.ask("PUT", f"/user/{user}{here}/tags/m.favourite", {"order": 0.25})
@@ -296,6 +312,10 @@ def look_around(recorder: Recorder, person: Person, other: Person, room: str) ->
     )
     person.ask("POST", f"/user/{user}/openid/request_token", {})
     person.ask("POST", "/pushers/set", PUSHER)
+
+
+def slide(person: Person, room: str) -> None:
+    """Sliding sync with all that it has."""
     subscription = {
         "timeline_limit": 20,
         "required_state": [["m.room.name", ""], ["m.room.member", "$LAZY"], ["*", "*"]],
