@@ -23,7 +23,8 @@ from twisted.web.http_headers import Headers
 
 from synapse_lb.client import errors
 from synapse_lb.client.tls import HttpsPolicy
-from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse, retry_after_of
+from synapse_lb.msc3079.options import MAX_UINT32
 from synapse_lb.txdtls.context import ClientVerification
 from synapse_lb.txdtls.errors import HandshakeFailed, describe_openssl_error
 
@@ -285,10 +286,8 @@ def matrix_answer(response: HttpsResponse) -> MatrixResponse:
                 text = f"HTTP status {response.status}, told in something else than JSON"
                 body = {"errcode": "M_UNKNOWN", "error": text}
     retry_after = _seconds(response.header("retry-after"))
-    if retry_after is None and isinstance(body, dict) and response.status == 429:
-        milliseconds = body.get("retry_after_ms")
-        if isinstance(milliseconds, int) and milliseconds >= 0:
-            retry_after = milliseconds / 1000
+    if retry_after is None and response.status == 429:
+        retry_after = retry_after_of(body)
     return MatrixResponse(response.status, body, retry_after)
 
 
@@ -394,7 +393,7 @@ def _long_poll(query: Sequence[tuple[str, str]]) -> float:
 
 def _seconds(text: str | None) -> float | None:
     """Retry-After in its form with seconds (RFC 9110 section 10.2.3)."""
-    return float(text) if text is not None and text.isascii() and text.isdigit() else None
+    return min(float(text), MAX_UINT32) if text is not None and text.isascii() and text.isdigit() else None
 
 
 def _out_of_time(_: object, limit: float) -> Any:

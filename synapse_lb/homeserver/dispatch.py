@@ -20,7 +20,8 @@ from twisted.web.http_headers import Headers
 
 from synapse_lb.coaps.clock import Clock, Timer
 from synapse_lb.homeserver import answers, hooks
-from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
+from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, retry_after_of
+from synapse_lb.msc3079.options import MAX_UINT32
 from synapse_lb.server.dispatcher import Address
 
 PROTOCOL: Final = b"CoAP/1"
@@ -275,8 +276,8 @@ def _response(status: int, body: Any, headers: Headers) -> MatrixResponse:
 
 def _retry_after(body: Any, headers: Headers) -> float | None:
     """Seconds until the client may try again: ``retry_after_ms`` of the body, or the header."""
-    milliseconds = body.get("retry_after_ms") if isinstance(body, dict) else None
-    if isinstance(milliseconds, int | float):
-        return max(0.0, milliseconds / 1000)
+    seconds = retry_after_of(body)
+    if seconds is not None:
+        return seconds
     header = (headers.getRawHeaders(b"Retry-After") or [b""])[0]
-    return float(header) if header.isdigit() else None
+    return min(float(header), MAX_UINT32) if header.isdigit() else None

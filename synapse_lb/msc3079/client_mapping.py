@@ -16,7 +16,7 @@ from synapse_lb.msc3079 import cbor, codes, paths_v1
 from synapse_lb.msc3079.bodies import compressed, read_body, write_json
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.extension import X1, X1_BRIEF, X1_WRITTEN, read_x1_body, write_x1_body
-from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse, retry_after_of
 from synapse_lb.msc3079.options import (
     ACCEPT,
     ACCESS_TOKEN,
@@ -26,6 +26,7 @@ from synapse_lb.msc3079.options import (
     FORMAT_JSON,
     KEY_VERSION,
     MAX_AGE,
+    MAX_UINT32,
     MAX_URI_OPTION,
     URI_PATH,
     URI_QUERY,
@@ -322,9 +323,9 @@ def _retry_after(status: int, body: Any, pairs: list[tuple[int, bytes]]) -> floa
     """Seconds to wait: exactly from Matrix's retry_after_ms, or else from Max-Age."""
     if status not in (429, 503):
         return None
-    if isinstance(body, dict):
-        milliseconds = body.get("retry_after_ms")
-        if isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool):
-            return milliseconds / 1000
+    seconds = retry_after_of(body)
+    if seconds is not None:
+        return seconds
     max_age = first_uint(pairs, MAX_AGE)
-    return None if max_age is None else float(max_age)
+    # Longer than 4 bytes it is no Max-Age, and elective (RFC 7252 section 5.4.3).
+    return None if max_age is None or max_age > MAX_UINT32 else float(max_age)

@@ -8,12 +8,14 @@ may be logged.
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import attrs
 
-from synapse_lb.msc3079.options import FORMAT_CBOR
+from synapse_lb.msc3079.options import FORMAT_CBOR, MAX_UINT32
 from synapse_lb.msc3079.x1.aliases import AliasBook
 
 
@@ -95,3 +97,21 @@ class MatrixResponse:
     body: Any = attrs.field(default=NO_BODY, repr=False)
     retry_after: float | None = None
     authenticated: bool | None = attrs.field(default=None, eq=False, repr=False)
+
+
+def retry_after_of(body: Any) -> float | None:
+    """Seconds until the client may try again, as a Matrix error tells it by `retry_after_ms`.
+
+    Args:
+        body: Whatever stands in an answer; of a peer's, any JSON value.
+
+    Returns:
+        At most what Max-Age can say (RFC 7252 section 5.10.5: 32 bits), so that it is safe to calculate with. None
+        where the body does not tell it: no object, no such key, or no finite number of at least 0.
+    """
+    milliseconds = body.get("retry_after_ms") if isinstance(body, Mapping) else None
+    if not isinstance(milliseconds, int | float) or isinstance(milliseconds, bool):
+        return None
+    if not 0 <= milliseconds < math.inf:
+        return None
+    return min(milliseconds, MAX_UINT32 * 1000) / 1000

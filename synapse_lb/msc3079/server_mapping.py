@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, quote_from_bytes
@@ -21,7 +21,7 @@ from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
-from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat
+from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, ReplyFormat, retry_after_of
 from synapse_lb.msc3079.options import (
     ACCEPT,
     ACCESS_TOKEN,
@@ -396,10 +396,8 @@ def _default_body(status: int, code: int) -> dict[str, str]:
 def _max_age(response: MatrixResponse) -> list[tuple[int, bytes]]:
     """Max-Age in whole seconds, rounded up (RFC 8516 section 3; RFC 7252 section 5.9.3.4)."""
     retry_after = response.retry_after
-    if retry_after is None and isinstance(response.body, Mapping):
-        milliseconds = response.body.get("retry_after_ms")
-        if isinstance(milliseconds, (int, float)) and not isinstance(milliseconds, bool):
-            retry_after = milliseconds / 1000
+    if retry_after is None:
+        retry_after = retry_after_of(response.body)
     if retry_after is None or not math.isfinite(retry_after):
         return []
     return [(MAX_AGE, encode_uint(min(max(math.ceil(retry_after), 0), MAX_UINT32)))]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Runs one fuzz target under atheris, which is guided by the coverage of this package's code.
 
-    python -m tests.fuzz.run TARGET [--seconds N] [--corpus FOLDER] [--artifacts FOLDER]
+    python -m tests.fuzz.run TARGET [--seconds N] [--seed N] [--corpus FOLDER] [--artifacts FOLDER]
 
 The committed corpus is read, never written. New inputs are kept in `--corpus`, if given. An input that breaks the
 invariant is kept in `--artifacts`, and the exit status is not 0.
@@ -26,6 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz.run", description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the random numbers (default: another one each time)"
+    )
     parser.add_argument("--corpus", type=Path, help="where new inputs are kept (default: nowhere)")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
     arguments = parser.parse_args()
@@ -38,6 +41,7 @@ def main() -> None:
         print(f"{arguments.target}: {target.invariant}", flush=True)
         options = [
             f"-max_total_time={arguments.seconds}",
+            f"-seed={arguments.seed}",
             f"-max_len={target.max_length}",
             "-rss_limit_mb=2048",
             "-timeout=10",

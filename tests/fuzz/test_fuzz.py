@@ -21,6 +21,9 @@ from tests.fuzz.targets import CORPUS, TARGETS, corpus
 SECONDS: Final = int(os.environ.get("SYNAPSE_LB_FUZZ_SECONDS", "3"))
 """How long atheris has for each target."""
 
+SEED: Final = int(os.environ.get("SYNAPSE_LB_FUZZ_SEED", "1"))
+"""What atheris draws from: the same in each run, so that a change is judged by what it changed. 0 draws anew."""
+
 CHANGED: Final = 150
 """Changed copies that are tried of the inputs of a target, without atheris."""
 
@@ -77,7 +80,16 @@ class Guided(SynchronousTestCase):
 def _fuzz(name: str) -> Callable[[Guided], None]:
     def test(self: Guided) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(SECONDS)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.fuzz.run",
+                name,
+                "--seconds",
+                str(SECONDS),
+                "--seed",
+                str(SEED),
+            ]
             done = subprocess.run(
                 [*command, "--artifacts", folder],
                 capture_output=True,

@@ -249,6 +249,18 @@ class MaxAgeTests(SynchronousTestCase):
         self.assertIsNone(self.max_age(429, ["retry_after_ms"]))
         self.assertIsNone(self.max_age(429, NO_BODY))
 
+    def test_beyond_any_float(self) -> None:
+        """An integer that no float can hold, and what is below zero, from either side."""
+        for milliseconds, wanted in (
+            (10**400, 2**32 - 1),
+            (2**70, 2**32 - 1),
+            (-(10**400), None),
+            (-1, None),
+        ):
+            self.assertEqual(self.max_age(429, {"retry_after_ms": milliseconds}), wanted)
+            answer = decode_response(0x9D, [(12, b"\x32")], b'{"retry_after_ms":%d}' % milliseconds)
+            self.assertEqual(answer.retry_after, wanted)
+
     def test_only_where_it_says_something(self) -> None:
         for status in (200, 400, 404, 500):
             self.assertIsNone(self.max_age(status, {"retry_after_ms": 1500}, 2.0))
@@ -268,6 +280,13 @@ class MaxAgeTests(SynchronousTestCase):
         self.assertEqual((found.status, found.retry_after), (503, 4.0))
         self.assertIsNone(decode_response(*encode_response(MatrixResponse(429), CBOR)).retry_after)
         self.assertIsNone(decode_response(0x84, [(12, b"\x3c"), (14, b"\x05")], b"\xa0").retry_after)
+
+    def test_a_max_age_that_is_none(self) -> None:
+        """More than 4 bytes: RFC 7252 section 5.4.3."""
+        longest = decode_response(0x9D, [(14, b"\xff" * 4)], b"")
+        self.assertEqual(longest.retry_after, 2**32 - 1)
+        for size in (5, 200):
+            self.assertIsNone(decode_response(0x9D, [(14, b"\xff" * size)], b"").retry_after)
 
 
 class ErrorTests(SynchronousTestCase):
