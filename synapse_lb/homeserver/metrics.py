@@ -40,6 +40,10 @@ _LABELS: Final = ("server_name", "listener", "address")
 _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
     ("observations", "Observations of /sync", lambda port: port.gateway.observations),
     ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
+    ("peers", "Clients of which CoAP keeps something", lambda port: len(port.gateway.endpoint.peers)),
+    ("exchanges", "Requests that are open, both ways", lambda port: port.gateway.endpoint.open_exchanges),
+    ("reassembly_bytes", "Request bodies half received", lambda port: port.gateway.endpoint.reassembly_bytes),
+    ("snapshot_bytes", "Response bodies being fetched", lambda port: port.gateway.endpoint.snapshot_bytes),
     ("http_bytes_saved", "Bytes that HTTP would have taken beyond what UDP took", _saved),
     ("certificate_expiry_seconds", "When the certificate expires, since 1970", lambda port: port.expires),
 )
