@@ -205,9 +205,9 @@ class Bench:
 
         reactor = self._terminal.reactor
         pool = reactor.getThreadPool()
+        began = reactor.seconds()
         if flood:
             await deferToThreadPool(reactor, pool, self._begin_flood, transport, flood)
-        began = reactor.seconds()
         latencies, failed = await self._ask(transport)
         seconds = reactor.seconds() - began
         answers = await deferToThreadPool(reactor, pool, self._end_flood) if flood else 0

@@ -129,10 +129,13 @@ class CoapFlood:
         from twisted.internet.defer import Deferred
 
         from synapse_lb.client.client import LowBandwidthClient
+        from synapse_lb.coap.tuning import Tuning
         from synapse_lb.txdtls.context import ClientVerification
 
         verification = ClientVerification.ca_file(self._orders.certificate)
-        client = LowBandwidthClient(reactor, self._orders.server, verification=verification)
+        # A well-behaved client has four messages at most unacknowledged (NSTART, RFC 7252 section 4.7).
+        tuning = Tuning(nstart=self._orders.in_flight)
+        client = LowBandwidthClient(reactor, self._orders.server, verification=verification, tuning=tuning)
         await client.connect()
 
         async def ask_on() -> None:

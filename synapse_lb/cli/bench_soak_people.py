@@ -141,6 +141,7 @@ class Person:
 
         await self._crowd.rest(delay)
         while not self._crowd.over:
+            deed: Callable[[], Awaitable[None]] = self._appear
             try:
                 await self._appear()
                 deed = self._random.choices(list(self._deed_table), weights=list(self._deed_table.values()))[
@@ -149,7 +150,7 @@ class Person:
                 await deed()
                 self._crowd.tally.done[deed.__name__.strip("_")] += 1
             except ClientError as error:
-                self._crowd.tally.errors[type(error).__name__] += 1
+                self._crowd.tally.errors[f"{type(error).__name__} in {deed.__name__.strip('_')}"] += 1
             await self._crowd.rest(self._random.expovariate(1 / self._crowd.think))
 
     async def be_there(self) -> None:

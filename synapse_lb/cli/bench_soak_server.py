@@ -121,11 +121,13 @@ class SoakServer:
         with ThreadPoolExecutor(_HANDS) as hands:
             tokens = list(hands.map(self._register, ["talker", *users]))
             self._talker = tokens.pop(0)
-            groups = [users[start : start + USERS_PER_ROOM] for start in range(0, len(users), USERS_PER_ROOM)]
-            self._rooms = list(hands.map(self._make_room, range(len(groups))))
-            places = {name: room for group, room in zip(groups, self._rooms, strict=True) for name in group}
-            joins = [(places[name], token) for name, token in zip(users, tokens, strict=True)]
+            groups = range(0, len(users), USERS_PER_ROOM)
+            # Each by another user: a room's id is a hash of who made it and when, in milliseconds.
+            self._rooms = list(hands.map(self._make_room, [tokens[start] for start in groups]))
+            rooms = [self._rooms[number // USERS_PER_ROOM] for number in range(len(users))]
+            joins = [*zip(rooms, tokens, strict=True), *((room, self._talker) for room in self._rooms)]
             list(hands.map(lambda join: self._join(*join), joins))
+        places = dict(zip(users, rooms, strict=True))
         members = [
             Member(name, f"{name}d{number}", places[name])
             for name in users
@@ -175,9 +177,8 @@ class SoakServer:
         body = {"auth": {"type": "m.login.dummy"}, "username": name, "password": PASSWORD}
         return str(self._ask("POST", f"{CLIENT_API}/register", body)["access_token"])
 
-    def _make_room(self, number: int) -> str:
-        body = {"name": f"Room {number}", "preset": "public_chat"}
-        return str(self._ask("POST", f"{CLIENT_API}/createRoom", body, self._talker)["room_id"])
+    def _make_room(self, token: str) -> str:
+        return str(self._ask("POST", f"{CLIENT_API}/createRoom", {"preset": "public_chat"}, token)["room_id"])
 
     def _join(self, room: str, token: str) -> None:
         self._ask("POST", f"{CLIENT_API}/join/{quote(room, safe='')}", {}, token)

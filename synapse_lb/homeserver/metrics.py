@@ -61,6 +61,7 @@ _DROPS: Final = (
     ("late_hello", "dtls", "hellos_duplicate"),
     ("no_association", "dtls", "datagrams_unknown"),
     ("not_authentic", "dtls", "records_discarded"),
+    ("flood", "dtls", "datagrams_overflowed"),
     ("network", "dtls", "send_errors"),
     ("not_coap", "coap", "malformed"),
     ("unmatched", "coap", "unmatched"),
