@@ -144,6 +144,7 @@ class SoakServer:
         room = f"{CLIENT_API}/rooms/{quote(self._rooms[number % len(self._rooms)], safe='')}"
         mine = f"{CLIENT_API}/user/{quote('@talker:localhost')}"
         ask, token = self._ask, self._talker
+        ask("GET", "/_matrix/client/versions", None, token)
         ask("GET", f"{CLIENT_API}/sync?timeout=0&full_state=true", None, token)
         sent = ask(
             "PUT",

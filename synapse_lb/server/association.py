@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from attrs import define, field
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, maybeDeferred
 
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.sticky import StickyState
@@ -36,12 +35,6 @@ class Association:
     ping: int | None = None
     defining: dict[int, tuple[int, ...]] = field(factory=dict)
     trust: Callable[[bool], None] = field(default=lambda known: None, kw_only=True)
-
-    def serve(
-        self, request: MatrixRequest, dispatch: Callable[[], Deferred[MatrixResponse]]
-    ) -> Deferred[MatrixResponse]:
-        """Dispatch a request when it is its turn; a long poll at once, since it waits and does nothing else."""
-        return maybeDeferred(dispatch) if request.is_long_poll else self.turnstile.run(dispatch)
 
     def on_its_way(self, exchange: int, definitions: tuple[int, ...]) -> None:
         """Something was sent of which it will be known whether it has arrived."""

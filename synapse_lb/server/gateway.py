@@ -357,7 +357,7 @@ class Gateway:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
-        deferred = association.serve(matrix, lambda: self._dispatcher.dispatch(matrix, association.address))
+        deferred = association.turnstile.run(lambda: self._dispatcher.dispatch(matrix, association.address))
         self._running[exchange] = _Running(deferred)
         deferred.addErrback(self._failed)
         deferred.addCallback(self._answer, association, exchange, matrix)

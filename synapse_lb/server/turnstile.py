@@ -18,10 +18,10 @@ from synapse_lb.coaps.clock import Clock, Timer
 T = TypeVar("T")
 
 AT_ONCE: Final = 8
-"""Requests of one association that are served at a time. Long polls and observations are not among them."""
+"""Requests of one association that are served at a time. What is asked for observations is not among them."""
 
 SLOW: Final = 3.0
-"""s: a request that takes longer waits for something else, another homeserver perhaps, and is not counted any more."""
+"""s: a request that takes longer waits for something else, news or another homeserver, and does not count any more."""
 
 
 class Turnstile:

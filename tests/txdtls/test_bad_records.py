@@ -33,8 +33,7 @@ class BadRecordTests(NetworkTestCase):
 
     def pass_turns(self) -> None:
         """Let all be handled: a few datagrams of an association at a time."""
-        for _ in range(100):
-            self.network.clock.advance(0)
+        self.network.clock.advance(0)
 
     def test_replays(self) -> None:
         self.association.send(b"once")
@@ -54,7 +53,7 @@ class BadRecordTests(NetworkTestCase):
         for sequence in range(2000):
             forged = genuine[:5] + (sequence + 1000).to_bytes(6, "big") + genuine[11:]
             self.server.datagramReceived(forged, self.address)
-            self.network.clock.advance(0)
+            self.pass_turns()
         self.assertEqual(self.handler.texts, [b"once"])
         self.assertEqual(self.server.counters.records_discarded, 2000)
         self.assert_unharmed()
