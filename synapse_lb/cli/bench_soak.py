@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from synapse_lb.cli.bench_soak_run import Soak
     from synapse_lb.cli.main import Subparsers
 
+_RATE: Final = 6.0
+"""Deeds per second: each is told to some eight observers, so that they keep Synapse busy for a third of a core."""
+
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _DESCRIPTION = """\
 Lets clients send, read, sync, observe, move, vanish and come back, over a bad network and beside junk, on a real,
@@ -82,7 +85,7 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--warm-up", metavar="TIME", help="what does not count for memory (40 %% of the duration)")
     add("--interval", metavar="TIME", help="from one look at the server to the next (1/120 of the duration)")
     add(
-        "--rate", type=float, metavar="N", help="deeds per second of all clients together (1/50 of --clients)"
+        "--rate", type=float, metavar="N", help="deeds per second of all clients together (6, or 1/8 of --clients)"
     )
     add("--loss", type=float, default=3.0, metavar="%", help="of datagrams, in each direction (3)")
     add("--junk", type=float, default=200.0, metavar="N", help="datagrams of junk per second; 0: none (200)")
@@ -117,7 +120,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     duration = seconds_of(arguments.duration, "--duration")
     warm_up = seconds_of(arguments.warm_up, "--warm-up") if arguments.warm_up else None
     interval = seconds_of(arguments.interval, "--interval") if arguments.interval else None
-    rate = arguments.clients / 50 if arguments.rate is None else arguments.rate
+    rate = min(arguments.clients / 8, _RATE) if arguments.rate is None else arguments.rate
     for name, value, least in (("clients", arguments.clients, 1), ("tracemalloc", arguments.tracemalloc, 0)):
         if value < least:
             raise CommandError(f"--{name} must be at least {least}", EXIT_USAGE)

@@ -200,7 +200,7 @@ class ArgumentsTests(SynchronousTestCase):
 
     def test_defaults(self) -> None:
         plan = self.plan()
-        self.assertEqual((plan.clients, plan.duration, plan.rate), (1000, 900.0, 20.0))
+        self.assertEqual((plan.clients, plan.duration, plan.rate), (1000, 900.0, 6.0))
         self.assertEqual((plan.warm_up, plan.interval, plan.loss), (360.0, 7.5, 0.03))
         self.assertEqual(self.plan("--restart").warm_up, 180.0)
 
