@@ -39,7 +39,7 @@ _PATIENCE: Final = 240.0
 _SETTLE: Final = 120.0
 """Seconds that what is left in the process has to go."""
 
-_LOOK: Final = 2.0
+_LOOK: Final = 1.0
 _LAST_WORD: Final = "the last word"
 _DARK: Final = Weather(loss=1.0)
 

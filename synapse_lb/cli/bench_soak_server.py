@@ -138,7 +138,7 @@ class SoakServer:
     def exercise(self) -> None:
         """Have Synapse open all that it opens when it is used: threads, and the database for each of them."""
         with ThreadPoolExecutor(2 * _HANDS) as hands:
-            list(hands.map(self._use, range(4 * _HANDS)))
+            list(hands.map(self._use, range(2 * _HANDS)))
 
     def _use(self, number: int) -> None:
         room = f"{CLIENT_API}/rooms/{quote(self._rooms[number % len(self._rooms)], safe='')}"

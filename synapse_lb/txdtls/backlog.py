@@ -23,7 +23,7 @@ AT_ONCE: Final = 8
 """Datagrams of one association that are handled in one turn when they are read, and as many of those that wait."""
 
 LONGEST: Final = 0.01
-"""Seconds after which a turn is over, though datagrams wait."""
+"""Seconds after which a turn is over, though datagrams wait, if each association has had one."""
 
 
 class Backlog(Generic[T]):
@@ -96,11 +96,12 @@ class Backlog(Generic[T]):
         # Armed before anything is handed on: what that brings about may arm it, or cancel all.
         self._arm()
         end = self._reactor.seconds() + LONGEST
-        for _ in range(AT_ONCE):
+        for number in range(AT_ONCE):
             for _ in range(len(self._waiting)):
-                self._serve_next()
-                if not self._waiting or self._reactor.seconds() >= end:
+                # Everybody gets one, however long that takes: those who wait are not to be worse off than others.
+                if not self._waiting or (number and self._reactor.seconds() >= end):
                     return
+                self._serve_next()
 
     def _serve_next(self) -> None:
         """Hand on the next item of the source whose turn it is, and put that behind the others."""

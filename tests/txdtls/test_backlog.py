@@ -75,6 +75,14 @@ class BacklogTests(SynchronousTestCase):
         self.one_turn()
         self.assertEqual(len(self.served), AT_ONCE + 1)
 
+    def test_everybody_has_a_datagram_in_each_turn_however_long_it_takes(self) -> None:
+        for source in "abc":
+            self.flood(source, AT_ONCE + 2)
+        self.also = lambda: self.pass_time(LONGEST)
+        self.served.clear()
+        self.one_turn()
+        self.assertEqual("".join(source for source, _ in self.served), "abc")
+
     def one_turn(self) -> None:
         """What a reactor does before it reads its sockets again."""
         call: Any = self.clock.getDelayedCalls()[0]
