@@ -123,7 +123,7 @@ class Soak:
             max_clients=3 * self._plan.clients + 100,
         )
         relay.start()
-        self._junk = Junk(reactor, address, server.talker, self._plan.junk, self._plan.seed)
+        self._junk = Junk(reactor, address, server.vandal, self._plan.junk, self._plan.seed)
         crowd = self._crowd = Crowd(
             reactor,
             f"coaps://127.0.0.1:{relay.port}",
