@@ -285,15 +285,21 @@ class ObjectAnswers:
             request.channel.forceAbortClient()
 
 
-class ClientResource(ObjectAnswers, ClientRestResource):
-    """Everything under ``/_matrix/client`` that this process serves."""
+class ClientAnswers(ObjectAnswers):
+    """The same of the client-server API, whose media CoAP does not carry."""
 
-    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
+    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any] | None:
         if request.path is not None and _MEDIA.match(request.path):
             # Before the servlet fetches the file, perhaps from another server.
             request.request_metrics.name = "MediaOverCoap"
             return answers.NOT_CARRIED, answers.not_carried("media")
-        return await super()._async_render(request)
+        resource: Any = super()
+        answer: tuple[int, Any] | None = await resource._async_render(request)
+        return answer
+
+
+class ClientResource(ClientAnswers, ClientRestResource):
+    """Everything under ``/_matrix/client`` that this process serves."""
 
 
 class WellKnownClientResource(ObjectAnswers, ClientWellKnownResource):

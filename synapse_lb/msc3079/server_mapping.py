@@ -81,6 +81,9 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 """What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
 
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
+_NAMES_USER: Final = b"&access_token="
+"""A query with this says by itself whose request it is: to add the sticky token would make two, which Synapse refuses."""
+
 _BEARER: Final = b"bearer "
 
 SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -167,7 +170,10 @@ def _decode_request(
     else:
         secret = takes_or_gives_secrets(segments)
         reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
-    return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
+    names_its_user = token is None and _NAMES_USER in b"&" + query
+    return MatrixRequest(
+        method, _path(segments), query, body, None if names_its_user else sticky.token, reply
+    )
 
 
 def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
