@@ -13,11 +13,16 @@ RUN = $(VENV)/bin/python -m tools.checks
 # What `make test` runs, of the tests: dotted names, as `python -m twisted.trial` takes them.
 TESTS ?= tests,-tests.clients
 
+# What `make test-synapse` runs, and against which source tree of Synapse (default: its sdist, fetched with pip).
+SYNAPSE_TREE ?=
+SYNAPSE_TESTS ?= tests.rest.client
+SYNAPSE_WORDS ?= version1
+
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz test test-oldest test-e2e clients lint types demo-check format wheel clean venv venv-oldest
+.PHONY: help demo fuzz test test-oldest test-synapse test-e2e clients lint types demo-check format wheel clean venv venv-oldest
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -32,6 +37,9 @@ test: venv ## lint, types and all tests, with the newest Synapse
 
 test-oldest: venv-oldest ## all tests with the oldest supported Synapse and libraries
 	@$(VENV_OLDEST)/bin/python -m tools.checks --name oldest tests=$(TESTS)
+
+test-synapse: venv ## Synapse's own REST tests over CoAP, from the tree SYNAPSE_TREE or from Synapse's sdist
+	@$(VENV)/bin/python -m tools.synapse_tests --tree "$(SYNAPSE_TREE)" --words $(SYNAPSE_WORDS) $(SYNAPSE_TESTS)
 
 test-e2e: venv clients ## the Matrix clients of others through the proxy, one of them in a browser
 	@$(RUN) --name clients tests=tests.clients

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Runs Synapse's own REST tests over CoAP, and those that fail there over HTTP, and leaves what came out in a JSON file.
+"""Runs Synapse's own REST tests over CoAP, and over HTTP those that fail there, and leaves the results in a JSON file.
 
-    python -m tools.synapse_child TREE RESULT.json WORKING-FOLDER DEADLINE-SECONDS NAME...
+    python -m tools.synapse_child TREE RESULT.json WORKING-FOLDER DEADLINE-SECONDS WORDS NAME...
 
-`tools.synapse_tests` starts it as a child process. ``TREE`` is a folder whose package ``tests`` is Synapse's; ``make_request``
-of its ``tests.server`` is replaced before anything else imports it.
+`tools.synapse_tests` starts it as a child process. ``TREE`` is a folder whose package ``tests`` is Synapse's;
+``make_request`` of its ``tests.server`` is replaced before anything else imports it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, Final
 from unittest import TestSuite
 
 import attrs
-from twisted.trial.reporter import VerboseTextReporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
 from synapse_lb.testing.synapse.errors import NotOverCoap, Reason
@@ -27,7 +26,13 @@ from tools.trial_child import LineReporter, counts, each_test
 
 WORDS: Final[dict[str, dict[str, Any]]] = {
     "version1": {"extensions": False},
-    "plain": {"key_version": None, "path_codes": False, "deflate": False, "extensions": False, "q_block": False},
+    "plain": {
+        "key_version": None,
+        "path_codes": False,
+        "deflate": False,
+        "extensions": False,
+        "q_block": False,
+    },
     "x1": {"extensions": "known"},
 }
 """How the client words its requests: MSC3079 with all that it has, with nothing of it that is optional, or in x1."""
@@ -70,7 +75,17 @@ class Reporter(LineReporter):
         """A test begins."""
         if switch.coap:
             switch.begin(test.id())
-        super().startTest(test)
+        LineReporter.startTest(self, test)
+
+    def addError(self, test: Any, error: Any) -> None:
+        """Say at once what went wrong: the run is long."""
+        LineReporter.addError(self, test, error)
+        self._write(f"\n        {_last_line(error)}")
+
+    def addFailure(self, test: Any, failure: Any) -> None:
+        """Say at once what went wrong."""
+        LineReporter.addFailure(self, test, failure)
+        self._write(f"\n        {_last_line(failure)}")
 
 
 def replace(words: str) -> Switch:
@@ -94,17 +109,16 @@ def replace(words: str) -> Switch:
                 raise self.failure
             return bool(super().is_finished())
 
-    requester = Requester(
-        over_http={Reason.API}, channel=Channel, http=original, **WORDS[words]
-    )
+    requester = Requester(over_http={Reason.API}, channel=Channel, http=original, **WORDS[words])
     made = Switch(requester, original)
     server.make_request = made.make_request
     return made
 
 
-def run(tests: Iterable[Any], folder: str, reporter: type[VerboseTextReporter]) -> dict[str, Any]:
+def run(tests: Iterable[Any], folder: str) -> dict[str, Any]:
     """Run tests; returns their counts."""
-    result: Any = TrialRunner(reporter, workingDirectory=folder).run(TestSuite(tests))
+    one_line_per_test: Any = Reporter
+    result: Any = TrialRunner(one_line_per_test, workingDirectory=folder).run(TestSuite(tests))
     found = counts(result)
     found["why"] = {test.id(): _last_line(failure) for test, failure in [*result.failures, *result.errors]}
     return found
@@ -118,7 +132,7 @@ def main(arguments: list[str]) -> int:
     """Run the tests.
 
     Args:
-        arguments: the tree, the result file, the working folder, the deadline in seconds, the words of `WORDS`, then the
+        arguments: the tree, the result file, the working folder, the deadline in seconds, one of `WORDS`, then the
             tests' dotted names.
     """
     global switch
@@ -130,10 +144,10 @@ def main(arguments: list[str]) -> int:
     switch = replace(words)
     loaded: Any = TestLoader().loadByNames(names, recurse=True)
     tests = list(each_test(loaded))
-    coap = run(tests, folder, Reporter)
+    coap = run(tests, folder)
     switch.coap = False
     again: Any = TestLoader().loadByNames(names, recurse=True)
-    http = run([test for test in each_test(again) if test.id() in coap["failed"]], folder, Reporter)
+    http = run([test for test in each_test(again) if test.id() in coap["failed"]], folder)
     faulthandler.cancel_dump_traceback_later()
     tallies = {
         test: {"coap": tally.coap, "http": sum(tally.http.values())} for test, tally in switch.tallies.items()

@@ -241,9 +241,10 @@ def _set(owner: object, name: str, value: object) -> None:
     setattr(owner, name, value)
 
 
-_MEDIA: Final = re.compile(
+MEDIA: Final = re.compile(
     rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
 )
+"""Paths whose answer is a file."""
 
 
 class LowBandwidthRequest(SynapseRequest):
@@ -288,13 +289,13 @@ class ObjectAnswers:
 class ClientAnswers(ObjectAnswers):
     """The same of the client-server API, whose media CoAP does not carry."""
 
-    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any] | None:
-        if request.path is not None and _MEDIA.match(request.path):
+    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
+        if request.path is not None and MEDIA.match(request.path):
             # Before the servlet fetches the file, perhaps from another server.
             request.request_metrics.name = "MediaOverCoap"
             return answers.NOT_CARRIED, answers.not_carried("media")
         resource: Any = super()
-        answer: tuple[int, Any] | None = await resource._async_render(request)
+        answer: tuple[int, Any] = await resource._async_render(request)
         return answer
 
 

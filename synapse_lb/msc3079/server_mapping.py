@@ -82,7 +82,7 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
 _NAMES_USER: Final = b"&access_token="
-"""A query with this says by itself whose request it is: to add the sticky token would make two, which Synapse refuses."""
+"""A query with this says by itself whose request it is; with the sticky token it would say so twice."""
 
 _BEARER: Final = b"bearer "
 

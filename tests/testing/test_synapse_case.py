@@ -17,4 +17,6 @@ class ConversationTests(HomeserverTestCase):
         since = self.sync(bob)["next_batch"]
         event = self.send(room, "Hello", alice)
         timeline = self.sync(bob, since)["rooms"]["join"][room]["timeline"]["events"]
-        self.assertEqual([(each["event_id"], each["content"]["body"]) for each in timeline], [(event, "Hello")])
+        self.assertEqual(
+            [(each["event_id"], each["content"]["body"]) for each in timeline], [(event, "Hello")]
+        )

@@ -9,7 +9,7 @@
             channel = self.make_request("GET", "/_matrix/client/v3/account/whoami", access_token=token)
             self.assertEqual(channel.code, 200, channel.result)
 
-`make_request` has the parameters and gives the kind of result that the function of that name in Synapse's own tests has.
+`make_request` has the parameters of the function of that name in Synapse's own tests, and the same kind of result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from __future__ import annotations
 from synapse_lb.testing.synapse.case import HomeserverTestCase, override_config
 from synapse_lb.testing.synapse.channel import FakeChannel
 from synapse_lb.testing.synapse.errors import NotOverCoap, Reason, TimedOutException
-from synapse_lb.testing.synapse.homeserver import ThreadlessReactor, default_config, make_homeserver, make_site
+from synapse_lb.testing.synapse.homeserver import (
+    ThreadlessReactor,
+    default_config,
+    make_homeserver,
+    make_site,
+)
 from synapse_lb.testing.synapse.requests import Requester, Tally, make_request
 
 __all__ = [

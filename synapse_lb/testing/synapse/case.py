@@ -18,7 +18,12 @@ from twisted.trial.unittest import TestCase
 from synapse_lb.homeserver import hooks
 from synapse_lb.testing.synapse.channel import FakeChannel
 from synapse_lb.testing.synapse.errors import Reason, TimedOutException
-from synapse_lb.testing.synapse.homeserver import ThreadlessReactor, default_config, make_homeserver, make_site
+from synapse_lb.testing.synapse.homeserver import (
+    ThreadlessReactor,
+    default_config,
+    make_homeserver,
+    make_site,
+)
 from synapse_lb.testing.synapse.requests import Requester
 
 T = TypeVar("T")
@@ -173,7 +178,8 @@ class HomeserverTestCase(TestCase):
 
     def _ok(self, method: str, path: str, content: Any, token: str | None) -> dict[str, Any]:
         channel = self.make_request(method, path, content, token)
-        self.assertEqual(channel.code, 200, channel.result)
+        if channel.code != 200:
+            self.fail(f"{method} {path}: {channel.result}")
         return channel.json_body
 
     def _shut_down(self) -> Deferred[None]:

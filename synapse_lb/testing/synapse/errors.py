@@ -15,7 +15,7 @@ class Reason(Enum):
     HEADER = "MSC3079 has no option for the request header"
     LOGIN = "the user is named by something else than an access token"
     REQUEST_CLASS = "the request is of a class of its own"
-    SIZE = "a path segment or query parameter is longer than a CoAP option"
+    OPTION = "no CoAP option can hold it"
     ANSWER = "the answer is no JSON value"
 
 

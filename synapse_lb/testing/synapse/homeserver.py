@@ -34,8 +34,8 @@ from synapse_lb.testing.throwaway_config import NO_RATE_LIMITS
 SERVER_NAME: Final = "test"
 
 _TEMPLATE: Final = "_TEST_PREPPED_CONN"
-"""Key of a SQLite database's configuration: a connection whose content a new database in memory begins with. Synapse's own
-tests have it; without it each homeserver makes its tables anew, which takes seconds."""
+"""Key of a SQLite database's configuration: a connection whose content a new database in memory begins with.
+Synapse has it for its own tests; without it each homeserver makes its tables anew, which takes seconds."""
 
 _template: list[Any] = []
 
@@ -44,13 +44,15 @@ class ThreadlessReactor(MemoryReactorClock):
     """Virtual time for a homeserver. What would be done in another thread is done in the next turn."""
 
     def __init__(self) -> None:
-        super().__init__()
+        untyped: Any = super()
+        untyped.__init__()
         self.threadpool = _NoThreads(self)
         self._from_threads: deque[Callable[[], object]] = deque()
 
     def run(self) -> None:
         """Do what waits for the reactor to run, once."""
-        super().run()
+        untyped: Any = super()
+        untyped.run()
         self.whenRunningHooks.clear()
 
     def removeSystemEventTrigger(self, trigger: Any) -> None:
@@ -77,7 +79,8 @@ class ThreadlessReactor(MemoryReactorClock):
 
     def _read(self) -> bool:
         """Let those read for whom something has come, as Synapse's part in Rust does from its own threads."""
-        readers = {reader.fileno(): reader for reader in self.getReaders()}
+        untyped: Any = self
+        readers = {reader.fileno(): reader for reader in untyped.getReaders()}
         if not readers:
             return False
         readable = select.select(list(readers), [], [], 0)[0]
@@ -99,7 +102,11 @@ class _NoThreads:
         """There is nothing to stop."""
 
     def callInThreadWithCallback(
-        self, done: Callable[[bool, Any], object] | None, function: Callable[..., Any], *args: Any, **named: Any
+        self,
+        done: Callable[[bool, Any], object] | None,
+        function: Callable[..., Any],
+        *args: Any,
+        **named: Any,
     ) -> None:
         """Call a function in the next turn, and say what came of it."""
 
@@ -189,12 +196,13 @@ def make_site(homeserver: HomeServer) -> SynapseSite:
         "/.well-known/matrix/client": ClientWellKnownResource(homeserver),
         "/_synapse/admin": administration,
     }
-    root: Callable[[], Resource] = Resource
+    make_root: Callable[[], Resource] = Resource
+    root: Any = create_resource_tree(tree, make_root())
     return SynapseSite(
         logger_name="synapse.access.http.test",
         site_tag="test",
         config=homeserver.config.server.listeners[0],
-        resource=create_resource_tree(tree, root()),
+        resource=root,
         server_version_string="Synapse",
         max_request_body_size=1 << 20,
         reactor=homeserver.get_reactor(),
@@ -210,7 +218,10 @@ def _database() -> dict[str, Any]:
     if not _template:
         engine = create_engine(config)
         connection = database.LoggingDatabaseConnection(
-            conn=sqlite3.connect(":memory:"), engine=engine, default_txn_name="template", server_name=SERVER_NAME
+            conn=sqlite3.connect(":memory:"),
+            engine=engine,
+            default_txn_name="template",
+            server_name=SERVER_NAME,
         )
         prepare_database(connection, engine, config=None)
         _template.append(connection)

@@ -209,12 +209,14 @@ class Requester:
 
         path = wanted.target.partition(b"?")[0]
         link.dispatcher.expected = (wanted.method, path, begins)
-        answer = link.client(ip).request(wanted.method, wanted.target.decode("ascii"), json=body, token=token or "")
+        answer = link.client(ip).request(
+            wanted.method, wanted.target.decode("ascii"), json=body, token=token or ""
+        )
         failed: list[Failure] = []
         answer.addCallback(self._answered, channel)
         answer.addErrback(failed.append)
         if failed and failed[0].check(BadRequest):
-            raise NotOverCoap(Reason.SIZE, failed[0].getErrorMessage())
+            raise NotOverCoap(Reason.OPTION, failed[0].getErrorMessage())
         self.tally.coap += 1
         if failed:
             self._failed(failed[0], channel)
