@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, ClassVar, TypeVar, cast
@@ -75,6 +76,8 @@ class HomeserverTestCase(TestCase):
     def setUp(self) -> None:
         """Make the homeserver."""
         super().setUp()
+        # Where nobody listens, Python would print what Synapse warns of, such as its own end.
+        logging.getLogger("synapse").addHandler(logging.NullHandler())
         self.reactor = ThreadlessReactor()
         extra = getattr(getattr(self, self._testMethodName), _EXTRA, {})
         self.hs = make_homeserver(self.reactor, {**self.default_config(), **extra})

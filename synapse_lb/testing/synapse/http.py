@@ -19,6 +19,7 @@ class HttpChannel:
     """Stands where Twisted's HTTP channel would; what is written becomes the result of a `FakeChannel`."""
 
     def __init__(self, result: FakeChannel, reactor: Any) -> None:
+        self.site = self.factory = result.site
         self.transport = self
         self._result = result
         self._reactor = reactor

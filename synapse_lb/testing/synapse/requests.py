@@ -9,6 +9,7 @@ network are left out.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
@@ -71,7 +72,7 @@ class _Link:
     """One site's gateway, and its clients by their addresses."""
 
     def __init__(self, reactor: Any, site: Any, options: dict[str, Any]) -> None:
-        self.dispatcher: Final = SiteDispatcher(reactor, site)
+        self.dispatcher: Final = SiteDispatcher(site)
         self._port = LinkPort(self.dispatcher, reactor, seed=1)
         self._reactor = reactor
         self._options = options
@@ -199,6 +200,16 @@ class Requester:
             channel.await_result()
         return channel
 
+    def client(self, reactor: Any, site: Any, client_ip: str = "127.0.0.1") -> LowBandwidthClient:
+        """The client at an address: to observe a sync, or to see what crossed the link (``counters``).
+
+        Args:
+            reactor: the virtual time.
+            site: the site.
+            client_ip: the client's address.
+        """
+        return self._link(reactor, site).client(client_ip)
+
     def _over_coap(self, wanted: Asked, channel: FakeChannel, reactor: Any, ip: str) -> None:
         wanted.check()
         token, body = wanted.token(), wanted.json()
@@ -243,7 +254,7 @@ class Requester:
                 "utf-8", "surrogatepass"
             )
         if response.retry_after is not None:
-            headers.addRawHeader("Retry-After", str(int(response.retry_after)))
+            headers.addRawHeader("Retry-After", str(math.ceil(response.retry_after)))
         channel.result.update(
             version=b"CoAP/1",
             code=b"%d" % response.status,

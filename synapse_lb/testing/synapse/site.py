@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.resource import IResource
 
 from synapse_lb.homeserver import hooks
-from synapse_lb.homeserver.dispatch import CaptureChannel, SynapseDispatcher
+from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
 from synapse_lb.testing.synapse.link import SERVER
@@ -57,51 +57,54 @@ Taker = Callable[[Any], None]
 class SiteDispatcher(SynapseDispatcher):
     """Serves requests with the resources of a site.
 
+    A request begins at once, as over HTTP in Synapse's own tests, so that the times which a servlet reads are the same.
+
     Args:
-        reactor: the clock.
         site: a `SynapseSite`, or something like it.
 
     Attributes:
         expected: method and path of a request that is about to be dispatched, and who wants to be given it.
     """
 
-    def __init__(self, reactor: Any, site: Any) -> None:
+    def __init__(self, site: Any) -> None:
         self.expected: tuple[str, bytes, Taker] | None = None
-        self._takers: dict[int, Taker] = {}
-        self._beginning: Taker | None = None
-        homeserver: Any = _Served(self, reactor, site)  # It has what is asked of a `hooks.Homeserver`.
+        self._taker: Taker | None = None
+        homeserver: Any = _Served(self, site)  # It has what is asked of a `hooks.Homeserver`.
         super().__init__(homeserver, tag="test", port=SERVER.port, host=SERVER)
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """Serve one request; see `Dispatcher.dispatch`."""
-        done = super().dispatch(request, client)
         if self.expected is not None and self.expected[:2] == (request.method, request.path):
-            self._takers[id(request)] = self.expected[2]
+            self._taker = self.expected[2]
             self.expected = None
-
-            def forget(response: Any) -> Any:
-                self._takers.pop(id(request), None)
-                return response
-
-            done.addBoth(forget)
-        return done
-
-    def _begin(self, request: MatrixRequest, channel: CaptureChannel) -> None:
-        self._beginning = self._takers.get(id(request))
-        super()._begin(request, channel)
+        return super().dispatch(request, client)
 
     def begins(self, request: hooks.LowBandwidthRequest) -> None:
         """Give a request to who wants it."""
-        taker, self._beginning = self._beginning, None
+        taker, self._taker = self._taker, None
         if taker is not None:
             taker(request)
+
+
+class _AtOnce:
+    """The reactor of the dispatcher, which asks it for nothing but to begin a request in the next turn."""
+
+    def callLater(self, delay: float, function: Callable[..., object], *args: object) -> _AtOnce:
+        """Call a function now."""
+        function(*args)
+        return self
+
+    def active(self) -> bool:
+        """It was called."""
+        return False
 
 
 class _Served:
     """What the dispatcher asks of the homeserver, for any site."""
 
-    def __init__(self, dispatcher: SiteDispatcher, reactor: Any, site: Any) -> None:
-        self.reactor: Final = reactor
+    reactor = _AtOnce()
+
+    def __init__(self, dispatcher: SiteDispatcher, site: Any) -> None:
         self._dispatcher = dispatcher
         self._site = site
 
