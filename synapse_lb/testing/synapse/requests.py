@@ -16,15 +16,20 @@ from typing import Any, Final
 
 import attrs
 from synapse.http.site import SynapseRequest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES
 from twisted.web.http_headers import Headers
 
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.errors import BadRequest
+from synapse_lb.coap.events import CoapRequest
+from synapse_lb.coap.numbers import OptionNumber
+from synapse_lb.coap.options import Options
 from synapse_lb.homeserver import answers
+from synapse_lb.msc3079.mapping import MappingError, decode_response, encode_request
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.options import FORMAT_JSON
 from synapse_lb.testing.synapse.asked import Asked, Header, Text, asked
 from synapse_lb.testing.synapse.channel import FakeChannel
 from synapse_lb.testing.synapse.errors import NotOverCoap, Reason
@@ -212,27 +217,25 @@ class Requester:
 
     def _over_coap(self, wanted: Asked, channel: FakeChannel, reactor: Any, ip: str) -> None:
         wanted.check()
-        token, body = wanted.token(), wanted.json()
+        token = wanted.token() or ""  # None would mean the token that was said last.
         link = self._link(reactor, channel.site)
 
         def begins(request: Any) -> None:
             channel.request = request
 
+        failures: list[Failure] = []
+
+        def failed(failure: Failure) -> None:
+            failures.append(failure)
+            self._failed(failure, channel)
+
         path = wanted.target.partition(b"?")[0]
         link.dispatcher.expected = (wanted.method, path, begins)
-        answer = link.client(ip).request(
-            wanted.method, wanted.target.decode("ascii"), json=body, token=token or ""
-        )
-        failed: list[Failure] = []
-        answer.addCallback(self._answered, channel)
-        answer.addErrback(failed.append)
-        if failed and failed[0].check(BadRequest):
-            raise NotOverCoap(Reason.OPTION, failed[0].getErrorMessage())
+        _send(wanted, token, link.client(ip)).addCallback(self._answered, channel).addErrback(failed)
+        if failures and failures[0].check(BadRequest):
+            channel.failure = None
+            raise NotOverCoap(Reason.OPTION, failures[0].getErrorMessage())
         self.tally.coap += 1
-        if failed:
-            self._failed(failed[0], channel)
-        else:
-            answer.addErrback(self._failed, channel)
 
     def _link(self, reactor: Any, site: Any) -> _Link:
         links: dict[Requester, _Link] = vars(site).setdefault(_LINKS, {})
@@ -269,6 +272,22 @@ class Requester:
     def _failed(self, failure: Failure, channel: FakeChannel) -> None:
         if not failure.check(CancelledError):
             channel.failure = failure.value
+
+
+def _send(wanted: Asked, token: str, client: LowBandwidthClient) -> Deferred[MatrixResponse]:
+    """Send a request: as a client does, or, if its body only claims to be JSON, as it is."""
+    target = wanted.target.decode("ascii")
+    try:
+        return client.request(wanted.method, target, json=wanted.json(), token=token)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        code, pairs, _ = encode_request(wanted.method, target, token=token)
+    except MappingError as error:
+        return fail(BadRequest(error.message))
+    options = Options.of(*pairs).with_uint(OptionNumber.CONTENT_FORMAT, FORMAT_JSON)
+    answer = client.raw_request(CoapRequest(code, options, wanted.body))
+    return answer.addCallback(lambda got: decode_response(got.code, got.options, got.payload))
 
 
 def _left_behind(body: Any) -> str | None:
