@@ -18,6 +18,7 @@ from synapse_lb.client import ClientVerification, LowBandwidthClient
 from synapse_lb.client.channel import Channel
 from synapse_lb.client.connector import Connector
 from synapse_lb.client.keeper import Keeper
+from synapse_lb.coap.tuning import Limits
 from synapse_lb.server.dispatcher import Address, Dispatcher
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.txdtls.errors import AssociationGone, PeerClosed
@@ -26,6 +27,11 @@ MAX_MESSAGE_SIZE: Final = 1152
 """B: the largest CoAP message in one datagram (RFC 7252 section 4.6)."""
 
 SERVER: Final = IPv4Address("UDP", "127.0.0.1", 5684)
+
+MAX_REQUEST_BODY: Final = 200 * 65536
+"""B: the largest body that Synapse takes (``MAX_REQUEST_SIZE``); the listener takes 1 MiB by default."""
+
+LIMITS: Final = Limits(max_request_body=MAX_REQUEST_BODY, max_reassembly_bytes_per_peer=2 * MAX_REQUEST_BODY)
 
 FIRST_PORT: Final = 49152
 LAST_PORT: Final = 65535
@@ -93,7 +99,7 @@ class LinkPort:
     """
 
     def __init__(self, dispatcher: Dispatcher, reactor: Any, seed: int) -> None:
-        self.gateway: Final = Gateway(dispatcher, clock=reactor, random=random.Random(seed))
+        self.gateway: Final = Gateway(dispatcher, clock=reactor, random=random.Random(seed), limits=LIMITS)
         self.gateway.attach(self)
         self._associations: dict[int, Association] = {}
         self._next = 0

@@ -220,8 +220,11 @@ class Requester:
         token = wanted.token() or ""  # None would mean the token that was said last.
         link = self._link(reactor, channel.site)
 
+        begun: list[Any] = []
+
         def begins(request: Any) -> None:
             channel.request = request
+            begun.append(request)
 
         failures: list[Failure] = []
 
@@ -231,7 +234,7 @@ class Requester:
 
         path = wanted.target.partition(b"?")[0]
         link.dispatcher.expected = (wanted.method, path, begins)
-        _send(wanted, token, link.client(ip)).addCallback(self._answered, channel).addErrback(failed)
+        _send(wanted, token, link.client(ip)).addCallback(self._answered, channel, begun).addErrback(failed)
         if failures and failures[0].check(BadRequest):
             channel.failure = None
             raise NotOverCoap(Reason.OPTION, failures[0].getErrorMessage())
@@ -243,7 +246,7 @@ class Requester:
             links[self] = _Link(reactor, site, self._options)
         return links[self]
 
-    def _answered(self, response: MatrixResponse, channel: FakeChannel) -> None:
+    def _answered(self, response: MatrixResponse, channel: FakeChannel, begun: list[Any]) -> None:
         what = _left_behind(response.body)
         if what is not None:
             self.tally.refused[Reason.ANSWER] += 1
@@ -266,8 +269,8 @@ class Requester:
             body=body,
             done=True,
         )
-        context = getattr(channel.request, "logcontext", None)
-        channel.resource_usage = None if context is None else context.get_resource_usage()
+        if begun and begun[0].logcontext is not None:
+            channel.resource_usage = begun[0].logcontext.get_resource_usage()
 
     def _failed(self, failure: Failure, channel: FakeChannel) -> None:
         if not failure.check(CancelledError):
