@@ -18,11 +18,11 @@ from typing import Any, Final
 from unittest import TestSuite
 
 import attrs
-from twisted.trial.runner import TestLoader, TrialRunner
+from twisted.trial.runner import TrialRunner
 
 from synapse_lb.testing.synapse.errors import NotOverCoap, Reason
 from synapse_lb.testing.synapse.requests import Requester, Tally
-from tools.trial_child import LineReporter, counts, each_test
+from tools.trial_child import LineReporter, chosen, counts, each_test
 
 WORDS: Final[dict[str, dict[str, Any]]] = {
     "version1": {"extensions": False},
@@ -133,7 +133,7 @@ def main(arguments: list[str]) -> int:
 
     Args:
         arguments: the tree, the result file, the working folder, the deadline in seconds, one of `WORDS`, then the
-            tests' dotted names.
+            tests' dotted names; those after a minus are left out.
     """
     global switch
     tree, result_path, folder, deadline, words, *names = arguments
@@ -142,12 +142,10 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     faulthandler.dump_traceback_later(float(deadline), exit=True)
     switch = replace(words)
-    loaded: Any = TestLoader().loadByNames(names, recurse=True)
-    tests = list(each_test(loaded))
+    tests = list(each_test(chosen(names)))
     coap = run(tests, folder)
     switch.coap = False
-    again: Any = TestLoader().loadByNames(names, recurse=True)
-    http = run([test for test in each_test(again) if test.id() in coap["failed"]], folder)
+    http = run([test for test in each_test(chosen(names)) if test.id() in coap["failed"]], folder)
     faulthandler.cancel_dump_traceback_later()
     tallies = {
         test: {"coap": tally.coap, "http": sum(tally.http.values())} for test, tally in switch.tallies.items()
