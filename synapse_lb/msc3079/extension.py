@@ -49,7 +49,7 @@ class Extension:
     """What of x1 is in force for one request.
 
     Attributes:
-        book: The aliases of the association; None where x1 is not in force.
+        book: The aliases of the association, as its user may see them; None where x1 is not in force.
         brief: Whether a success is answered without its body.
     """
 
@@ -65,7 +65,7 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
 
     Args:
         pairs: The options of the request.
-        sticky: The state of its association; changed in place.
+        sticky: The state of its association, with the token of this request; changed in place.
 
     Raises:
         MappingError: 4.02, the request is written in a version that there is not.
@@ -82,7 +82,7 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
         sticky.aliases.forget_known()
     if sticky.aliases is None or (offered == 0 and written is None):
         return _NONE
-    return Extension(sticky.aliases, first(pairs, X1_BRIEF) is not None)
+    return Extension(sticky.aliases.for_user(sticky.token), first(pairs, X1_BRIEF) is not None)
 
 
 def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int) -> Any:

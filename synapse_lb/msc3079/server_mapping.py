@@ -140,18 +140,17 @@ def decode_request(
 def _decode_request(
     code: int, pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState, limits: MappingLimits
 ) -> MatrixRequest:
+    note_token(pairs, sticky, limits)
     extension = read_extension(pairs, sticky)
-    token = first(pairs, ACCESS_TOKEN)
-    if token is not None:
-        sticky.token = _read_token(token, limits.max_token_length)
     key_version = first_uint(pairs, KEY_VERSION)
     if key_version is not None:
         sticky.announced_key_version = _check_key_version(key_version)
     _check_critical(pairs, sticky)
+    query_values = _query_values(pairs, extension.book)
     method, segments = _read_target(
         code, [value for number, value in pairs if number == URI_PATH], extension.book
     )
-    query = _read_query(_query_values(pairs, extension.book))
+    query = _read_query(query_values)
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
@@ -186,19 +185,21 @@ def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tupl
     raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
 
 
-def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:
-    """The access token in force for a message: its own, or else the sticky one. Changes nothing.
+def note_token(options: OptionPairs, sticky: StickyState, limits: MappingLimits = DEFAULT_LIMITS) -> None:
+    """Remember the access token that a message carries, if any: it is in force from this message on.
 
-    Returns:
-        The token; None if there is none, or if the message carries one that cannot be used.
+    Args:
+        options: All options as (number, value) pairs.
+        sticky: The state of this association; changed in place.
+        limits: How long a token may be.
+
+    Raises:
+        MappingError: the option holds no access token. None is in force then.
     """
     token = first(options, ACCESS_TOKEN)
-    if token is None:
-        return sticky.token
-    try:
-        return _read_token(token, MAX_UINT32)
-    except MappingError:
-        return None
+    if token is not None:
+        sticky.forget_token()
+        sticky.token = _read_token(token, limits.max_token_length)
 
 
 def _read_token(value: bytes, max_length: int) -> str | None:
@@ -266,9 +267,13 @@ def _query_values(pairs: list[tuple[int, bytes]], book: AliasBook | None) -> Seq
     if book is None:
         return values
     try:
-        return expand_query(values, book)
+        expanded = expand_query(values, book)
     except CborError as error:
         raise x1_refusal(error, _INVALID_PARAM) from None
+    if any(value.partition(b"=")[0] == b"access_token" for value in expanded):
+        # What it defines would be nobody's in particular, and so everybody's.
+        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, "In x1 the access token is in option 256")
+    return expanded
 
 
 def _read_query(values: Sequence[bytes]) -> bytes:
