@@ -20,6 +20,24 @@ _DEFLATED: Final = 8
 _PRESET_DICTIONARY: Final = 0x20
 
 
+ALWAYS_INFLATED: Final = 16384
+"""B: what any compressed request may become."""
+
+TIMES_INFLATED: Final = 20
+"""What a larger one may become, in times its own size. Requests of Matrix become a tenth at best; deflate alone could
+make a thousandth, so that one datagram would keep the server busy for a second before it is known who sent it."""
+
+
+def most_inflated(size: int, limit: int) -> int:
+    """How many bytes a compressed request may become.
+
+    Args:
+        size: Its bytes.
+        limit: What no request may exceed.
+    """
+    return min(limit, max(ALWAYS_INFLATED, TIMES_INFLATED * size))
+
+
 def deflate(data: bytes) -> bytes:
     """Compress."""
     return zlib.compress(data, _LEVEL)

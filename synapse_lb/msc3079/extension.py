@@ -117,16 +117,17 @@ def x1_refusal(error: CborError, errcode: str) -> MappingError:
     return MappingError(codes.BAD_REQUEST, errcode, str(error))
 
 
-def write_x1_body(value: Any, book: AliasBook, *, secret: bool, lossy: bool) -> Encoded:
+def write_x1_body(value: Any, book: AliasBook, *, secret: bool, request: bool = False) -> Encoded:
     """Write a body of x1; it is not compressed where there may be a secret in it.
 
     Args:
         value: JSON value.
         book: The aliases of the association.
         secret: Whether the resource takes or gives secrets.
-        lossy: Whether what cannot be carried exactly is replaced.
+        request: Whether it is a request's. In an answer, what cannot be carried exactly is replaced.
 
     Raises:
         CborError: the value is none of JSON's.
     """
-    return encode_body(value, book, compress=not (secret or holds_secret(value)), lossy=lossy)
+    compress = not (secret or holds_secret(value))
+    return encode_body(value, book, compress=compress, lossy=not request, request=request)

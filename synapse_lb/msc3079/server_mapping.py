@@ -18,6 +18,7 @@ import attrs
 from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
+from synapse_lb.msc3079.compression import most_inflated
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
@@ -95,7 +96,7 @@ class MappingLimits:
 
     Attributes:
         max_depth: Nested arrays and maps in a body.
-        max_inflated: Bytes that a compressed body may become.
+        max_inflated: Bytes that a compressed body may become; see `most_inflated` too.
         max_token_length: Bytes of an access token.
     """
 
@@ -155,10 +156,11 @@ def _decode_request(
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
     content_format = first_uint(pairs, CONTENT_FORMAT)
+    inflated = most_inflated(len(payload), limits.max_inflated)
     if payload and content_format is None and extension.book is not None:
-        body = read_x1_body(payload, extension.book, limits.max_depth, limits.max_inflated)
+        body = read_x1_body(payload, extension.book, limits.max_depth, inflated)
     elif payload:
-        content = read_body(payload, content_format, limits.max_depth, limits.max_inflated)
+        content = read_body(payload, content_format, limits.max_depth, inflated)
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
     if extension.book is None or accept is not None:
@@ -367,7 +369,7 @@ def encode_answer(response: MatrixResponse, reply: ReplyFormat) -> Answer:
 
 def _write(code: int, body: Any, reply: ReplyFormat) -> Answer:
     if reply.x1 is not None:
-        encoded = write_x1_body(body, reply.x1, secret=reply.secret, lossy=True)
+        encoded = write_x1_body(body, reply.x1, secret=reply.secret)
         return Answer(code, [], encoded.data, encoded.definitions)
     content_format, payload = write_body(body, reply)
     return Answer(code, [(CONTENT_FORMAT, encode_uint(content_format))], payload)
