@@ -223,6 +223,7 @@ class Gateway:
 
         def trust(known: bool) -> None:
             port.trust(association_id, known=known)
+            self.endpoint.set_peer(association_id, known=known, now=self._driver.now())
 
         self._associations[association_id] = Association(address, sticky, trust=trust)
         self.endpoint.set_peer(
