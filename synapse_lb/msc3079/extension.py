@@ -85,7 +85,9 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
     return Extension(sticky.aliases.for_user(sticky.token), first(pairs, X1_BRIEF) is not None)
 
 
-def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int) -> Any:
+def read_x1_body(
+    payload: bytes, book: AliasBook, max_depth: int, max_size: int, max_expansion: int | None = None
+) -> Any:
     """Read a body of x1 that is not empty.
 
     Args:
@@ -93,12 +95,16 @@ def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int)
         book: The aliases of the association.
         max_depth: Nested arrays and maps that are allowed.
         max_size: Bytes that a compressed body may become.
+        max_expansion: Characters that references may stand for; by default as many as `BodyLimits` has.
 
     Raises:
         MappingError: 4.13 for what becomes too large, 4.00 for what cannot be read.
     """
+    limits = BodyLimits(max_depth=max_depth, max_size=max(1, max_size))
+    if max_expansion is not None:
+        limits = attrs.evolve(limits, max_expansion=max_expansion)
     try:
-        return decode_body(payload, book, BodyLimits(max_depth=max_depth, max_size=max(1, max_size)))
+        return decode_body(payload, book, limits)
     except TooLargeError as error:
         raise MappingError(codes.REQUEST_ENTITY_TOO_LARGE, "M_TOO_LARGE", str(error)) from None
     except CborError as error:

@@ -18,7 +18,7 @@ import attrs
 from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
-from synapse_lb.msc3079.compression import most_inflated
+from synapse_lb.msc3079.compression import most_expanded, most_inflated
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
@@ -158,7 +158,8 @@ def _decode_request(
     content_format = first_uint(pairs, CONTENT_FORMAT)
     inflated = most_inflated(len(payload), limits.max_inflated)
     if payload and content_format is None and extension.book is not None:
-        body = read_x1_body(payload, extension.book, limits.max_depth, inflated)
+        expanded = most_expanded(len(payload))
+        body = read_x1_body(payload, extension.book, limits.max_depth, inflated, expanded)
     elif payload:
         content = read_body(payload, content_format, limits.max_depth, inflated)
         body, body_format = content.value, content.content_format
