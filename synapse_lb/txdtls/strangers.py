@@ -78,7 +78,7 @@ class Strangers:
         """It is known who that is; or not any more, and it has the time of a newcomer from now on. Idempotent."""
         if known:
             self._deadlines.pop(entry, None)
-        elif entry in self._source_of and entry not in self._deadlines:
+        elif entry not in self._deadlines:
             self._deadlines[entry] = now + self._options.unauthenticated_timeout
 
     def moved(self, entry: Entry) -> None:
