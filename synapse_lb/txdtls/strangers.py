@@ -115,12 +115,8 @@ class Strangers:
         for entry in islice(strangers, _LOOKED_AT):
             if now - entry.since >= PATIENCE:
                 return entry
-        for entry in by_silence:
-            if now - entry.since < self._options.evictable_after:
-                break
-            if entry not in self._deadlines:
-                return entry
-        return newcomer
+        longest = next(iter(by_silence), newcomer)
+        return longest if now - longest.since >= self._options.evictable_after else newcomer
 
     def _place(self, entry: Entry) -> None:
         source = self._source_of[entry] = host_key(entry.address[0])
