@@ -123,8 +123,14 @@ class X1Sender:
             # The endpoint's own errors, before the gateway has seen the request, have no payload.
             self._knows = True
         if response.code == Code.BAD_REQUEST:
-            # Perhaps the server does not know an alias that it should.
+            # Perhaps the server does not know an alias that it should, or not for this user.
             self.aliases.forget_known()
+            self.aliases.forget_peers()
+
+    def another_user(self) -> None:
+        """Requests are another user's from now on, for whom the server does not know the aliases so far."""
+        self.aliases.forget_known()
+        self.aliases.forget_peers()
 
     def unreadable(self) -> None:
         """Take note of an answer that cannot be read: perhaps the server takes an alias for known that is not.

@@ -38,6 +38,7 @@ def _saved(port: BoundPort) -> int:
 _LABELS: Final = ("server_name", "listener", "address")
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
+    ("strangers", "Associations without a valid access token so far", lambda port: port.dtls.strangers),
     ("observations", "Observations of /sync", lambda port: port.gateway.observations),
     ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
     ("http_bytes_saved", "Bytes that HTTP would have taken beyond what UDP took", _saved),
@@ -56,6 +57,7 @@ _DROPS: Final = (
     ("bad_hello", "dtls", "hellos_malformed"),
     ("late_hello", "dtls", "hellos_duplicate"),
     ("no_association", "dtls", "datagrams_unknown"),
+    ("too_many_handshakes", "dtls", "handshakes_refused"),
     ("not_authentic", "dtls", "records_discarded"),
     ("network", "dtls", "send_errors"),
     ("not_coap", "coap", "malformed"),

@@ -16,6 +16,7 @@ from synapse_lb.client.https import HttpsLimits, HttpsResponse, HttpsTransport
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
 from synapse_lb.standalone.rewriting import Advertisement, goes_over_coap
+from synapse_lb.standalone.standing import WHOAMI, KnownTokens
 from synapse_lb.txdtls.context import ClientVerification
 
 BUSY_DELAY: Final = 5.0
@@ -31,12 +32,14 @@ class UpstreamCounters:
         refused: requests at paths that are not for clients.
         busy: requests that were one too many.
         failures: requests that the homeserver did not answer.
+        checks: access tokens that it was asked about.
     """
 
     requests: int = 0
     refused: int = 0
     busy: int = 0
     failures: int = 0
+    checks: int = 0
 
 
 class Upstream:
@@ -55,6 +58,7 @@ class Upstream:
         counters: what was asked.
         advertisement: what clients are told.
         transport: makes the requests.
+        tokens: access tokens that the homeserver has lately taken.
     """
 
     _log = Logger()
@@ -77,6 +81,7 @@ class Upstream:
         self.transport = HttpsTransport(
             reactor, verification or ClientVerification.system(), limits or HttpsLimits(max_connections=64)
         )
+        self.tokens = KnownTokens(reactor)
         self._max_requests = max_requests
         self._under_way = 0
 
@@ -91,8 +96,9 @@ class Upstream:
         if not self.enter():
             return succeed(BUSY)
         asked = self._ask(request, path, client)
-        asked.addBoth(self._finished)
         asked.addCallbacks(lambda answer: self._changed(path, answer), self._failed)
+        asked.addCallback(self._with_standing, request, client)
+        asked.addBoth(self._finished)
         return asked
 
     def enter(self) -> bool:
@@ -132,6 +138,23 @@ class Upstream:
             return answer
         status, body = self.advertisement.applied(path, answer.status, answer.body)
         return attrs.evolve(answer, status=status, body=body)
+
+    def _with_standing(
+        self, answer: MatrixResponse, request: MatrixRequest, client: Address
+    ) -> MatrixResponse | Deferred[MatrixResponse]:
+        """Say with an answer whether it is known by a good access token who asked."""
+        good, token = self.tokens.see(request, answer), request.access_token
+        if good is not None or token is None:
+            return attrs.evolve(answer, authenticated=bool(good))
+        self.counters.checks += 1
+        question = MatrixRequest("GET", WHOAMI, access_token=token)
+        asked = self._ask(question, WHOAMI.decode("ascii"), client)
+        asked.addErrback(self._failed)
+
+        def found(said: MatrixResponse) -> MatrixResponse:
+            return attrs.evolve(answer, authenticated=self.tokens.see(question, said) is True)
+
+        return asked.addCallback(found)
 
     def _failed(self, failure: Failure) -> MatrixResponse:
         """What the client gets if there is no answer; a cancelled request stays cancelled."""

@@ -91,6 +91,11 @@ class DTLSServerPort(DatagramProtocol):
     # -- what the owner calls
 
     @property
+    def strangers(self) -> int:
+        """Number of established associations whose client is not known (see `trust`)."""
+        return len(self._strangers)
+
+    @property
     def associations(self) -> int:
         """Number of established associations."""
         return self._table.established

@@ -78,7 +78,7 @@ class Strangers:
         """It is known who that is; or not any more, and it has the time of a newcomer from now on. Idempotent."""
         if known:
             self._deadlines.pop(entry, None)
-        elif entry in self._source_of and entry not in self._deadlines:
+        elif entry not in self._deadlines:
             self._deadlines[entry] = now + self._options.unauthenticated_timeout
 
     def moved(self, entry: Entry) -> None:
@@ -115,12 +115,8 @@ class Strangers:
         for entry in islice(strangers, _LOOKED_AT):
             if now - entry.since >= PATIENCE:
                 return entry
-        for entry in by_silence:
-            if now - entry.since < self._options.evictable_after:
-                break
-            if entry not in self._deadlines:
-                return entry
-        return newcomer
+        longest = next(iter(by_silence), newcomer)
+        return longest if now - longest.since >= self._options.evictable_after else newcomer
 
     def _place(self, entry: Entry) -> None:
         source = self._source_of[entry] = host_key(entry.address[0])

@@ -50,7 +50,8 @@ class UpstreamTests(UpstreamCase):
             self.upstream(), path, method="PUT", query=b"a=%26&b", body={"x": [1, None]}, access_token="t0ken"
         )
         self.assertEqual((answer.status, answer.body), (200, {"path": path}))
-        (seen,) = self.server.seen
+        seen, check = self.server.seen
+        self.assertTrue(check.path.endswith("/whoami"))
         self.assertEqual((seen.method, seen.uri, seen.json), ("PUT", f"{path}?a=%26&b", {"x": [1, None]}))
         self.assertEqual(seen.headers["authorization"], "Bearer t0ken")
         self.assertNotIn("x-forwarded-for", seen.headers)

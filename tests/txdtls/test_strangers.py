@@ -168,6 +168,28 @@ class SourceTests(StrangersTestCase):
         self.come("192.0.2.1", 4002)
         self.assertEqual(self.losses, [(2, errors.Evicted)])
 
+    def test_a_known_client_of_the_same_source_goes_only_after_long_silence(self) -> None:
+        """Of several the one that has been silent for longest, whoever came first; never one of elsewhere."""
+        evictable_after = 1000.0
+        options = ServerOptions(max_associations_per_source=2, evictable_after=evictable_after)
+        self.server = self.serve(options)
+        self.come("198.51.100.1")
+        first = self.come("192.0.2.1", 4000)
+        self.come("192.0.2.1", 4001)
+        for known in (1, 2, 3):
+            self.server.trust(known)
+        self.pass_time(500.0)
+        self.say(*first)
+        self.pass_time(evictable_after - 501.0)
+        self.come("192.0.2.1", 4002)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+        self.pass_time(2.0)
+        self.come("192.0.2.1", 4003)
+        self.assertEqual(self.losses, [(3, errors.Evicted)])
+        self.say(*first)
+        self.come("192.0.2.1", 4004)
+        self.assertEqual((len(self.losses), self.server.counters.associations_refused), (1, 2))
+
     def test_an_end_makes_room(self) -> None:
         for _ in range(5):
             self.come("192.0.2.1")  # each replaces the one before
@@ -203,6 +225,17 @@ class UnauthenticatedTests(StrangersTestCase):
         self.pass_time(31.0)
         self.come("203.0.113.1")
         self.assertEqual(self.losses, [(5, errors.Evicted)])
+
+    def test_known_clients_make_no_room_for_strangers(self) -> None:
+        """However silent they are, as long as there is room for associations."""
+        self.server = self.serve(ServerOptions(max_unauthenticated=1))
+        self.come("192.0.2.1")
+        self.server.trust(1)
+        self.pass_time(80000.0)
+        self.come("198.51.100.1")
+        self.come("198.51.100.2")
+        self.assertEqual((self.losses, self.server.associations), ([], 2))
+        self.assertEqual(self.server.counters.associations_refused, 1)
 
 
 class RateTests(StrangersTestCase):
