@@ -17,6 +17,7 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.homeserver import hooks, values
+from synapse_lb.homeserver.routing_config import DispatchConfig, parse_dispatch
 from synapse_lb.homeserver.values import Section
 from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
@@ -81,6 +82,7 @@ _LISTENER_KEYS: Final = (
     "port",
     "bind_addresses",
     "bind_address",
+    "reuse_port",
     "tls_certificate_path",
     "tls_private_key_path",
     "tag",
@@ -91,6 +93,7 @@ _LISTENER_KEYS: Final = (
     "advertised_port",
     "observe",
     "x1",
+    "dispatch",
     "limits",
     "tuning",
 )
@@ -103,6 +106,7 @@ class LowBandwidthListenerConfig:
     Attributes:
         port: UDP port.
         bind_addresses: IP addresses to listen on.
+        reuse_port: Whether other processes may listen on the same port.
         certificate_path: PEM certificate chain; None for the homeserver's own, or a generated one.
         key_path: Its PEM private key.
         tag: Its name in the access log.
@@ -110,6 +114,7 @@ class LowBandwidthListenerConfig:
         advertised_port: The port that ``/versions`` names.
         observe: Whether ``/sync`` can be observed.
         x1: Whether clients may choose x1.
+        dispatch: What other processes serve.
         observe_options: Bounds of what is observed.
         dtls: Settings of the DTLS port.
         limits: Bounds of the CoAP endpoint.
@@ -120,6 +125,7 @@ class LowBandwidthListenerConfig:
 
     port: int
     bind_addresses: tuple[str, ...]
+    reuse_port: bool = False
     certificate_path: str | None = None
     key_path: str | None = None
     tag: str
@@ -127,6 +133,7 @@ class LowBandwidthListenerConfig:
     advertised_port: int
     observe: bool = True
     x1: bool = True
+    dispatch: DispatchConfig = attrs.field(factory=DispatchConfig)
     observe_options: ObserveOptions
     dtls: ServerOptions
     limits: Limits
@@ -149,9 +156,12 @@ class ModuleConfig:
 
     Attributes:
         metrics: Whether to add this module's metrics to those of Synapse.
+        advertised_port: What ``/versions`` names in processes of which none of the listeners is known there; None for
+            nothing.
     """
 
     metrics: bool = True
+    advertised_port: int | None = None
 
 
 def parse_module(content: Any) -> ModuleConfig:
@@ -161,8 +171,11 @@ def parse_module(content: Any) -> ModuleConfig:
         ConfigError: what is wrong and where.
     """
     section = Section(content if content is not None else {}, ())
-    config = ModuleConfig(metrics=section.take("metrics", values.boolean, True))
-    section.end(("metrics",))
+    config = ModuleConfig(
+        metrics=section.take("metrics", values.boolean, True),
+        advertised_port=section.take("advertised_port", values.integer(1, 65535), None),
+    )
+    section.end(("metrics", "advertised_port"))
     return config
 
 
@@ -189,6 +202,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
     config = LowBandwidthListenerConfig(
         port=port,
         bind_addresses=_addresses(section),
+        reuse_port=section.take("reuse_port", values.boolean, False),
         certificate_path=certificate,
         key_path=key,
         tag=section.take("tag", values.text, str(port)),
@@ -196,6 +210,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
         advertised_port=section.take("advertised_port", values.integer(1, 65535), port),
         observe=section.take("observe", values.boolean, True),
         x1=section.take("x1", values.boolean, True),
+        dispatch=parse_dispatch(section),
         observe_options=observe_options,
         dtls=dtls,
         limits=limits,

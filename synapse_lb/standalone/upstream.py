@@ -14,7 +14,18 @@ from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
 from synapse_lb.standalone.rewriting import Advertisement, goes_over_coap
 from synapse_lb.txdtls.context import ClientVerification
-from synapse_lb.upstream.http import HttpUpstream, matrix_error
+from synapse_lb.upstream.http import HttpUpstream, UpstreamCounters, matrix_error
+
+
+@attrs.define
+class GatewayUpstreamCounters(UpstreamCounters):
+    """What was asked of the homeserver.
+
+    Attributes:
+        refused: requests at paths that are not for clients.
+    """
+
+    refused: int = 0
 
 
 class Upstream(HttpUpstream):
@@ -53,6 +64,7 @@ class Upstream(HttpUpstream):
         )
         self.url: Final = url.rstrip("/")
         self.advertisement = advertisement
+        self.counters: GatewayUpstreamCounters = GatewayUpstreamCounters()
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """Serve one request; see ``Dispatcher``. Cancelling it closes the HTTP request."""

@@ -31,13 +31,11 @@ class UpstreamCounters:
 
     Attributes:
         requests: requests that were passed on.
-        refused: requests at paths that are not passed on.
         busy: requests that were one too many.
         failures: requests that were not answered.
     """
 
     requests: int = 0
-    refused: int = 0
     busy: int = 0
     failures: int = 0
 
@@ -69,7 +67,7 @@ class HttpUpstream:
         verification: ClientVerification | None = None,
     ) -> None:
         self.forwarded_for: Final = forwarded_for
-        self.counters = UpstreamCounters()
+        self.counters: UpstreamCounters = UpstreamCounters()
         self.transport = HttpsTransport(
             reactor,
             verification or ClientVerification.system(),
