@@ -16,11 +16,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
-from typing import Any, Final, Protocol, cast
+from types import FrameType, SimpleNamespace
+from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-import attrs
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 from twisted.python.failure import Failure
@@ -44,6 +43,7 @@ try:
     from synapse.logging import context as log_contexts
     from synapse.logging.context import PreserveLoggingContext, run_in_background
     from synapse.notifier import Notifier, _NotifierUserStream
+    from synapse.replication.tcp.streams import CachesStream
     from synapse.rest import ClientRestResource
     from synapse.rest.well_known import ClientWellKnownResource
     from synapse.server import HomeServer
@@ -60,6 +60,7 @@ except ImportError as error:
 
 __all__ = [
     "DEFAULT_BIND_ADDRESSES",
+    "CachesStream",
     "Config",
     "Homeserver",
     "InvalidClientTokenError",
@@ -276,19 +277,12 @@ class ClientResource(ObjectAnswers, ClientRestResource):
         """Whether there is a servlet for a request; workers have not all of them."""
         if _MEDIA.match(path):
             return True  # It is refused here.
+        asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path)
         try:
-            self._get_handler_for_request(cast(SynapseRequest, _Asked(method.encode("ascii"), path)))
+            self._get_handler_for_request(asked)
         except UnrecognizedRequestError:
             return False
         return True
-
-
-@attrs.frozen
-class _Asked:
-    """As much of a request as it takes to find its servlet."""
-
-    method: bytes
-    path: bytes
 
 
 class LowBandwidthSite(SynapseSite):

@@ -142,7 +142,7 @@ class LowBandwidthModule:
             listener.stop()
         news, self._news = self._news, None
         if news is not None:
-            news.stop()
+            news.close()
         if self._metrics is not None:
             self._metrics.unregister()
             self._metrics = None

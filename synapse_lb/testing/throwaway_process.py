@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 # The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
-# PR_SET_PDEATHSIG = 1; kept over execve) and becomes the module of Synapse's that is named. Elsewhere the request fails and is ignored.
+# PR_SET_PDEATHSIG = 1; kept over execve) and becomes the module of Synapse that is named. Elsewhere the request
+# fails and is ignored.
 LAUNCHER = """
 import os, sys
 if sys.argv[1] == "die-with-parent":

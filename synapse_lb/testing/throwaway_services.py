@@ -2,7 +2,7 @@
 """PostgreSQL and Redis of one's own, in temporary folders and on Unix sockets, for a Synapse with workers.
 
 They come from the distribution's packages. PostgreSQL does not run as root: started by root, it runs as the user of
-Debian's package. `setpriv` (util-linux) changes the user, and has Linux end the server with the process that started it.
+Debian's package. `setpriv` (util-linux) changes the user, and has Linux end the server when who started it ends.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class Redis(Service):
         if binary is None:
             raise ServicesMissing(str(missing()))
         nothing_kept = ["--save", "", "--appendonly", "no", "--daemonize", "no"]
-        place = ["--port", "0", "--unixsocket", self.socket_path, "--dir", self.folder]
+        place = ["--port", "0", "--unixsocket", str(self.socket_path), "--dir", str(self.folder)]
         self._serve([binary, *place, *nothing_kept], self._is_ready)
 
     def _is_ready(self) -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """A real Synapse with workers, PostgreSQL and Redis, started as subprocesses and thrown away afterwards.
 
-The configuration is that of ``contrib/workers``, which an admin may copy: only the names of places, ports and secrets in
-it are replaced, and what a throw-away homeserver has besides stands in a file of its own.
+The configuration is that of ``contrib/workers``, which an admin may copy: only the names of places, ports and secrets
+in it are replaced, and what a throw-away homeserver has besides stands in a file of its own.
 
     with ThrowawayWorkers(Path("contrib/workers")) as homeserver:
         print(homeserver.coaps_url("worker1"), homeserver.certificate_path)
@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -94,6 +94,12 @@ class Process:
         Raises:
             WorkersFailed: it ended or hung instead; it does not run then.
         """
+        with self.starting():
+            pass
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Start it, so that something else can be done meanwhile; at the end its listeners are open. See `start`."""
         configs = [word for path in self._configs for word in ("--config-path", str(path))]
         with notify_socket() as (notify, notify_path):
             with (self._folder / f"{self.name}.out").open("ab") as output:
@@ -107,6 +113,7 @@ class Process:
                     start_new_session=True,
                 )
             try:
+                yield
                 self._await_ready(self._process, notify)
             except BaseException:
                 self.halt(timeout=5)
@@ -208,8 +215,10 @@ class ThrowawayWorkers:
             self._redis = Redis()
             self._redis.start()
             self._write()
-            for process in self.processes.values():
-                process.start()
+            self.processes[MAIN].start()  # It makes the tables.
+            with contextlib.ExitStack() as starting:
+                for worker in WORKERS:
+                    starting.enter_context(self.processes[worker].starting())
         except BaseException:
             self.stop()
             raise
