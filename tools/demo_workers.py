@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """`make demo-workers`: the demo's conversation, spread over two workers of a real, throw-away Synapse.
 
-PostgreSQL, Redis, a main process and two workers are started with the configuration of ``contrib/workers``. alice talks
-to worker1 and bob to worker2, over CoAP; what neither serves goes to the main process. Everything ends with the command.
+PostgreSQL, Redis, a main process and two workers are started with the configuration of ``contrib/workers``. alice
+talks to worker1 and bob to worker2, over CoAP; what neither serves goes to the main process. Everything ends with the
+command.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ _LISTENER_KEYS: Final = (
     "bind_addresses",
     "bind_address",
     "reuse_port",
+    "handover_path",
     "tls_certificate_path",
     "tls_private_key_path",
     "tag",
@@ -107,6 +108,7 @@ class LowBandwidthListenerConfig:
         port: UDP port.
         bind_addresses: IP addresses to listen on.
         reuse_port: Whether other processes may listen on the same port.
+        handover_path: Folder of the sockets through which they hand each other clients; None for no such thing.
         certificate_path: PEM certificate chain; None for the homeserver's own, or a generated one.
         key_path: Its PEM private key.
         tag: Its name in the access log.
@@ -126,6 +128,7 @@ class LowBandwidthListenerConfig:
     port: int
     bind_addresses: tuple[str, ...]
     reuse_port: bool = False
+    handover_path: str | None = None
     certificate_path: str | None = None
     key_path: str | None = None
     tag: str
@@ -197,12 +200,14 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
             "port", "is missing: give the UDP port to listen on; that of the HTTP listener will do"
         )
     certificate, key = _paths(section)
+    reuse_port = section.take("reuse_port", values.boolean, False)
     dtls = values.fill(section, ServerOptions(), _DTLS_LISTENER_FIELDS)
     dtls, limits, observe_options = _limits(section, dtls)
     config = LowBandwidthListenerConfig(
         port=port,
         bind_addresses=_addresses(section),
-        reuse_port=section.take("reuse_port", values.boolean, False),
+        reuse_port=reuse_port,
+        handover_path=_handover_path(section, reuse_port),
         certificate_path=certificate,
         key_path=key,
         tag=section.take("tag", values.text, str(port)),
@@ -248,6 +253,13 @@ def _paths(section: Section) -> tuple[str | None, str | None]:
         missing = "tls_certificate_path" if certificate is None else "tls_private_key_path"
         raise section.error(missing, "is missing: give both a certificate and its key, or neither")
     return certificate, key
+
+
+def _handover_path(section: Section, reuse_port: bool) -> str | None:
+    path = section.take("handover_path", values.text, None)
+    if path is not None and not reuse_port:
+        raise section.error("handover_path", "is for processes that share a port: set reuse_port to true")
+    return os.path.abspath(path) if path is not None else None
 
 
 def _addresses(section: Section) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
@@ -17,6 +18,7 @@ from synapse_lb.homeserver import hooks, routing
 from synapse_lb.homeserver.certificates import CertificateSource, ExpiryWatch
 from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
+from synapse_lb.homeserver.handover import Handover
 from synapse_lb.homeserver.ports import listen_udp
 from synapse_lb.server.dispatcher import Dispatcher
 from synapse_lb.server.gateway import Gateway
@@ -36,6 +38,8 @@ class BoundPort:
     transport: Any
     dtls: DTLSServerPort
     gateway: Gateway
+    handover: Handover | None
+    """Hands over what other processes know, where the port is shared."""
     upstream: HttpUpstream | None
     """Asks other processes, where there are any."""
     certificate: Callable[[], ServerContext]
@@ -130,6 +134,8 @@ class Listener:
             port.dtls.shutdown()
             port.gateway.shutdown()
             port.transport.stopListening()
+            if port.handover is not None:
+                port.handover.stop()
             if port.upstream is not None:
                 port.upstream.close()
 
@@ -164,7 +170,20 @@ class Listener:
             except CannotListenError:
                 raise _cannot_listen(address, self.config.port, error) from None
             return
-        self.ports.append(BoundPort(address, transport, dtls, gateway, upstream, lambda: self._context))
+        handover = self._handover(address, dtls)
+        self.ports.append(
+            BoundPort(address, transport, dtls, gateway, handover, upstream, lambda: self._context)
+        )
+        if handover is not None:
+            handover.start()
+            dtls.on_stray = handover.hand_over
+
+    def _handover(self, address: str, dtls: DTLSServerPort) -> Handover | None:
+        if self.config.handover_path is None:
+            return None
+        homeserver, name = self._homeserver, f"{address.replace(':', '_')}-{self.config.port}"
+        folder = Path(self.config.handover_path)
+        return Handover(homeserver.reactor, folder, name, homeserver.instance_name, dtls)
 
     def _own_address(self) -> IPv4Address | IPv6Address:
         address = self.config.bind_addresses[0]

@@ -276,6 +276,7 @@ class ThrowawayWorkers:
         for place, here in (
             ("/etc/matrix-synapse", self.folder),
             ("/var/lib/matrix-synapse", self.folder),
+            ("/run/matrix-synapse", self.folder),
             ("/run/postgresql", self._postgres.folder),
             ("/run/redis/redis-server.sock", self._redis.socket_path),
             ("https://matrix.example.org", "http://127.0.0.1:8008"),
