@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import json
 import urllib.error
@@ -20,7 +21,7 @@ from synapse_lb.client.persistence import Persistence
 from synapse_lb.coap.tuning import Tuning
 from synapse_lb.msc3079.messages import MatrixResponse
 from synapse_lb.testing import throwaway_services
-from synapse_lb.testing.throwaway_workers import MAIN, ThrowawayWorkers
+from synapse_lb.testing.throwaway_workers import ThrowawayWorkers
 from synapse_lb.txdtls.context import ClientVerification
 from tests.project.sources import ROOT
 
@@ -37,12 +38,15 @@ BRISK: Final = Persistence(
 QUICK: Final = Tuning(min_rto=0.1, max_rto=0.5, ack_timeout=0.3, max_retransmit=3)
 """Retransmissions for a network that has no delays."""
 
+SECRET: Final = "for administrators"
+
 EXTRA: Final[dict[str, Any]] = {
     "rc_login": {
         "address": {"per_second": 100_000, "burst_count": 100_000},
         "account": {"per_second": 100_000, "burst_count": 100_000},
         "failed_attempts": {"per_second": 100_000, "burst_count": 100_000},
     },
+    "registration_shared_secret": SECRET,
     "experimental_features": {"msc4306_enabled": True},
 }
 
@@ -86,6 +90,18 @@ class User:
         self.user_id = str(answer["user_id"])
         self.token = str(answer["access_token"])
         self.device_id = str(answer["device_id"])
+
+
+def administrator(homeserver: ThrowawayWorkers) -> str:
+    """Register an administrator as Synapse's register_new_matrix_user does; returns the access token."""
+    path, name, password = "/_synapse/admin/v1/register", f"root{next(numbers)}", "correct horse"
+    _, answer = http(homeserver.http_url(), "GET", path)
+    content = "\0".join((answer["nonce"], name, password, "admin"))
+    mac = hmac.new(SECRET.encode(), content.encode(), "sha1").hexdigest()
+    body = {"nonce": answer["nonce"], "username": name, "password": password, "admin": True, "mac": mac}
+    status, answer = http(homeserver.http_url(), "POST", path, body)
+    assert status == 200, answer
+    return str(answer["access_token"])
 
 
 class WorkersCase(TestCase):
@@ -148,6 +164,7 @@ class WorkersCase(TestCase):
     def served_by(self, path: str) -> list[str]:
         """The processes that have a line of the access log for a path."""
         path = unquote(path)
+        path += "" if "?" not in path else " "
         return [
             name
             for name, process in self.homeserver.processes.items()
@@ -185,6 +202,3 @@ def http(url: str, method: str, path: str, body: Any = None, token: str | None =
             return response.status, json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"null")
-
-
-__all__ = ["MAIN", "REACTOR", "V3", "Heard", "User", "WorkersCase", "http", "shared_workers", "until"]

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import re
+import signal
 import urllib.request
 from typing import Any
+from urllib.parse import quote
 
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.testing.lossy import LossyRelay
-from synapse_lb.testing.throwaway_workers import METRICS_PORTS, SHARED_PORT, WORKERS
-from tests.workers.harness import REACTOR, V3, Heard, WorkersCase, until
+from synapse_lb.testing.throwaway_workers import MAIN, METRICS_PORTS, SHARED_PORT, WORKERS
+from tests.workers.harness import REACTOR, V3, Heard, WorkersCase, administrator, http, until
 
 
 class Balancer(LossyRelay):
@@ -132,7 +134,37 @@ class BalancerTests(ComingsAndGoingsCase):
 
 
 class OperatorTests(ComingsAndGoingsCase):
-    """What an admin sees of a worker."""
+    """What an admin sees of a worker, and does with it."""
+
+    async def test_the_admin_api_of_a_worker(self) -> None:
+        """It tells of the worker's own listeners."""
+        client = self.client("worker2")
+        user = self.user()
+        await self.ok(client, "GET", f"{V3}/account/whoami", token=user.token)
+        path = f"/_synapse/admin/v1/lowbandwidth?user_id={quote(user.user_id)}"
+        admin = administrator(self.homeserver)
+        found = {}
+        for worker in WORKERS:
+            status, body = http(self.homeserver.http_url(worker), "GET", path, token=admin)
+            self.assertEqual(
+                (status, [each["listener"] for each in body["listeners"]]), (200, ["shared", "own"])
+            )
+            found[worker] = [each["listener"] for each in body["associations"]]
+        self.assertEqual(found, {"worker1": [], "worker2": ["own"]})
+
+    async def test_sighup(self) -> None:
+        """Both listeners of the worker load the certificate again."""
+        worker = self.homeserver.processes["worker1"]
+        before = worker.log_text.count("has loaded its certificate")
+        worker.signal(signal.SIGHUP)
+        await until(lambda: worker.log_text.count("has loaded its certificate") == before + 2)
+
+    async def test_clients_are_told_of_the_shared_port(self) -> None:
+        """By the main process too, which has no such listener."""
+        for process in (MAIN, *WORKERS):
+            _, body = http(self.homeserver.http_url(process), "GET", "/_matrix/client/versions")
+            told = body["org.matrix.msc3079.low_bandwidth"]
+            self.assertEqual(told["dtls"], self.homeserver.port(SHARED_PORT))
 
     async def test_metrics_of_what_is_passed_on(self) -> None:
         before = self.metric("worker2", "synapse_lb_dispatch_requests_total", listener="own")

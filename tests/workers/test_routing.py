@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from tests.workers.harness import MAIN, REACTOR, V3, WorkersCase
+from synapse_lb.testing.throwaway_workers import MAIN
+from tests.workers.harness import REACTOR, V3, WorkersCase, numbers
 
 
 class Elsewhere:
@@ -31,6 +32,7 @@ class RoutingTests(WorkersCase):
     ) -> tuple[int, list[str]]:
         """Ask a worker; returns the status and who served it."""
         arguments = {} if json is None else {"json": json}
+        path = f"{path}?request={next(numbers)}"
         response = await self.client(worker).request(method, path, token=token, **arguments)
         return response.status, self.served_by(path)
 
