@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 # The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
-# PR_SET_PDEATHSIG = 1; kept over execve) and becomes Synapse. Elsewhere the request fails and is ignored.
+# PR_SET_PDEATHSIG = 1; kept over execve) and becomes the module of Synapse that is named. Elsewhere the request
+# fails and is ignored.
 LAUNCHER = """
 import os, sys
 if sys.argv[1] == "die-with-parent":
@@ -21,9 +22,12 @@ if sys.argv[1] == "die-with-parent":
         ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
     except (OSError, AttributeError):
         pass
-os.execv(sys.executable, [sys.executable, "-m", "synapse.app.homeserver", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
 
+
+MAIN_PROCESS: Final = "synapse.app.homeserver"
+WORKER: Final = "synapse.app.generic_worker"
 
 LONGEST_HOME: Final = 80
 """Bytes of a folder's name beside which the rest fits in `sun_path` (unix(7): 108 bytes; 104 elsewhere)."""

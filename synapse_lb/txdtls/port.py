@@ -62,6 +62,9 @@ class DTLSServerPort(DatagramProtocol):
         handler: Receives the events.
         options: Limits and times.
         reactor: For timers.
+
+    Attributes:
+        on_stray: Is given each record that could be of a client, but of none here, with its address; or None.
     """
 
     _log = Logger()
@@ -75,6 +78,7 @@ class DTLSServerPort(DatagramProtocol):
         reactor: Clock,
     ) -> None:
         self.counters = ServerCounters()
+        self.on_stray: Callable[[bytes, Address], None] | None = None
         self._handler = handler
         self._options = options or ServerOptions()
         self._reactor = reactor
@@ -195,6 +199,12 @@ class DTLSServerPort(DatagramProtocol):
         else:
             self._records_received(datagram, summary, addr)
 
+    def stray_received(self, datagram: bytes, addr: Address) -> None:
+        """A datagram that was a stray at another socket of the port (see `on_stray`) may be of a client here."""
+        on_stray, self.on_stray = self.on_stray, None
+        self.datagramReceived(datagram, addr)
+        self.on_stray = on_stray
+
     def stopProtocol(self) -> None:
         """The socket is closed: let go of everything."""
         self.shutdown()
@@ -295,8 +305,11 @@ class DTLSServerPort(DatagramProtocol):
         taken = handshake is not None and self._feed(handshake, data, summary)
         if established is not None and (summary.encrypted or handshake is None):
             taken = self._feed(established, data, summary) or taken
-        if not taken and not self._find(data, summary, address, established):
-            self.counters.datagrams_unknown += handshake is None and established is None
+        if taken or self._find(data, summary, address, established) or handshake or established:
+            return
+        self.counters.datagrams_unknown += 1
+        if self.on_stray is not None and sequence_to_try(data) is not None:
+            self.on_stray(data, address)
 
     def _feed(self, entry: Entry, data: bytes, summary: records.Datagram) -> bool:
         """Feed a datagram to an association of its address; returns whether it brought anything."""
