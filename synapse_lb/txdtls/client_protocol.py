@@ -17,7 +17,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls import binding
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.certificates import fingerprint_of
 from synapse_lb.txdtls.context import ClientContext, verify_server

@@ -111,7 +111,7 @@ def expand(datagram: bytes) -> bytes | None:
     if kind == END and len(datagram) > 1:
         end = 2 + datagram[1]
         rest: bytes | None = datagram[end:]
-        if rest and RECORD <= rest[0]:
+        if rest and rest[0] >= RECORD:
             rest = expand(rest)
         elif rest and is_compact(rest):
             return None
