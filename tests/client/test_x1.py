@@ -193,7 +193,9 @@ class GatewayTests(X1TestCase):
 
     async def test_compact_datagrams(self) -> None:
         """Where x1 is in force, and not before; a session says so to the client that resumes it."""
-        client = self.start(extensions="known")
+        self.gateway = WireGateway(self.dispatcher)
+        server = self.start_server(self.gateway)
+        client = self.make_client(server, extensions="known")
         sent = [client.counters.bytes_sent]
         for transaction in (1, 2, 3):
             await self.send(client, transaction)
@@ -202,7 +204,7 @@ class GatewayTests(X1TestCase):
         self.assertEqual([sent[3] - sent[2], sent[2] - sent[1]], [2 + 16 + size] * 2)
         session = client.session
         await client.close()
-        again = self.start(extensions="known", session=session)
+        again = self.make_client(server, extensions="known", session=session)
         await self.send(again, 4)
         size = len(self.gateway.messages[6].encode())
         self.assertEqual(again.counters.bytes_sent, 66 + 42 + 2 + 16 + size)
