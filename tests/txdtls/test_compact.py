@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.txdtls import compact, records
+
+DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "extensions.md"
 
 RANDOM: Final = bytes(range(32))
 SESSION: Final = bytes(range(64, 96))
@@ -184,3 +188,19 @@ class RecordTests(SynchronousTestCase):
                 short = compact.shrink_hello(plain) or compact.shrink(plain)
                 self.assertLessEqual(len(short), len(plain))
                 self.assertIn(plain, (short, compact.expand(short)))
+
+
+class DocumentTests(SynchronousTestCase):
+    """docs/extensions.md."""
+
+    def test_examples(self) -> None:
+        """What stands above stands for what stands below."""
+        text = DOCUMENT.read_text(encoding="utf-8").split("## Compact datagrams", 1)[1].split("\n## ", 1)[0]
+        offer = compact.Offer(SESSION, b"\xcc\xa9")
+        found = []
+        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            short, plain = (bytes.fromhex(part) for part in block.split("\n\n"))
+            found.append(short[0])
+            answers = short[0] == compact.ANSWER
+            self.assertEqual(compact.expand_answer(short, offer) if answers else compact.expand(short), plain)
+        self.assertEqual(found, [compact.HELLO, compact.ANSWER, compact.END])
