@@ -8,7 +8,7 @@ the longest goes first: of the same peer when the peer is over its bounds, of an
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 from attrs import define
@@ -100,6 +100,10 @@ class BodyStore(Generic[B]):
     def get(self, peer: PeerState, key: BlockKey) -> B | None:
         """Return an entry, or None."""
         return self._all.get((peer.peer, key))
+
+    def of(self, peer: PeerState) -> Iterable[B]:
+        """Return all entries of a peer."""
+        return self._by_peer.get(peer.peer, {}).values()
 
     def add(self, body: B, now: float) -> None:
         """Add an entry in place of one with its key, and let others go if it needs their room.
