@@ -45,6 +45,7 @@ from synapse_lb.msc3079.options import (
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.msc3079.x1 import AliasBook, expand_path, expand_query
+from synapse_lb.msc3079.x1.tokens import is_packed, unpack_access_token
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
@@ -214,8 +215,11 @@ def note_token(options: OptionPairs, sticky: StickyState, limits: MappingLimits 
 def _read_token(value: bytes, max_length: int) -> str | None:
     """The token of option 256. An empty one means none: deployed clients log out that way.
 
-    Anything but visible ASCII is refused, so that a token can never break out of a header line.
+    Anything but visible ASCII is refused, so that a token can never break out of a header line; and so is what x1 packs
+    if it stands for no token.
     """
+    if is_packed(value):
+        value = (unpack_access_token(value) or "\0").encode("ascii")
     if value[: len(_BEARER)].lower() == _BEARER:
         value = value[len(_BEARER) :]
     elif value.lower() == _BEARER.strip():

@@ -24,7 +24,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from synapse_lb.txdtls import records
+from synapse_lb.txdtls import forms, records
 from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.context import ServerContext
@@ -191,7 +191,7 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.bytes_received += len(datagram)
         if self._stopped:
             return
-        summary = records.inspect(datagram) if len(datagram) <= records.MAX_DATAGRAM else None
+        datagram, summary = forms.read(datagram)
         if summary is None:
             self.counters.datagrams_malformed += 1
         elif summary.client_hello:
@@ -218,14 +218,15 @@ class DTLSServerPort(DatagramProtocol):
             return
         handshake = self._table.handshake_at(address)
         if handshake is not None and handshake.client_random == hello.random:
-            self._hello_repeated(handshake, len(data))
+            self._hello_repeated(handshake, summary.wire)
             return
         established = self._table.established_at(address)
         if established is not None and established.client_random == hello.random:
             self.counters.hellos_duplicate += 1
             return
         nobody = handshake is None and established is None
-        if not nobody or not self._begin_unproven(hello, len(data), address):
+        form = forms.ServerForm.of(data, summary)
+        if not nobody or not self._begin_unproven(hello, summary.wire, address, form):
             self._listen(hello, address)
 
     def _hello_repeated(self, handshake: Entry, size: int) -> None:
@@ -236,7 +237,9 @@ class DTLSServerPort(DatagramProtocol):
         self._flush(handshake)
         self._arm(handshake)
 
-    def _begin_unproven(self, hello: records.ClientHello, size: int, address: Address) -> bool:
+    def _begin_unproven(
+        self, hello: records.ClientHello, size: int, address: Address, form: forms.ServerForm
+    ) -> bool:
         """Begin a handshake without a cookie; returns False if a cookie is wanted."""
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
@@ -245,7 +248,7 @@ class DTLSServerPort(DatagramProtocol):
         if association is None or not self._strangers.may_begin(now):
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
-        entry.path = Path.unproven(address, size)
+        entry.path, entry.form = Path.unproven(address, size), form
         self._table.add_handshake(entry)
         self._admission.add(entry)
         self.counters.handshakes_started += 1
@@ -316,12 +319,14 @@ class DTLSServerPort(DatagramProtocol):
         if entry.association.gone:
             return False
         if self._admission.holds(entry):
-            entry.path.received(len(data))
+            entry.path.received(summary.wire)
         progress = entry.association.receive(data, summary, self._reactor.seconds())
         self._movement.note(entry)
         taken = bool(progress.messages) or progress.established or progress.lost is not None
         if taken:
-            self._outlet.write_all(entry, entry.path.received(len(data)))
+            self._outlet.write_all(entry, entry.path.received(summary.wire))
+        if progress.messages:
+            entry.form.compact = summary.compact
         self._apply(entry, progress)
         return taken
 
@@ -348,7 +353,8 @@ class DTLSServerPort(DatagramProtocol):
         self._table.move(entry, address)
         self._strangers.moved(entry)
         self._movement.add(entry)
-        self._outlet.write_all(entry, entry.path.moved(address) + entry.path.received(len(data)))
+        entry.form.compact = summary.compact
+        self._outlet.write_all(entry, entry.path.moved(address) + entry.path.received(summary.wire))
         self._apply(entry, progress, moved=bool(progress.messages))
         return True
 

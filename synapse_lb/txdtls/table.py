@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import attrs
 
 from synapse_lb.txdtls.association import Association
+from synapse_lb.txdtls.forms import ServerForm
 from synapse_lb.txdtls.interfaces import Timer
 from synapse_lb.txdtls.movement import Path
 
@@ -36,6 +37,7 @@ class Entry:
         sent_messages: Whether it was given a message to send.
         busy: Its events are being delivered; what it sends leaves afterwards.
         path: What may be sent to that address.
+        form: In which form it is sent.
     """
 
     id: int
@@ -47,6 +49,7 @@ class Entry:
     sent_messages: bool = False
     busy: bool = False
     path: Path = attrs.field(default=attrs.Factory(lambda entry: Path(entry.address), takes_self=True))
+    form: ServerForm = attrs.field(factory=ServerForm)
 
 
 class AssociationTable:
