@@ -32,10 +32,10 @@ _FILES: Final = 2000
 """Open files besides those of the clients."""
 
 _DESCRIPTION = """\
-Measures what clients of a real, throw-away Synapse take of its process: memory and processor time of observers of /sync
-that wait, the time to push one message to a room of them, against long polls over HTTPS; processor time of single requests
-over CoAP against HTTPS with keep-alive, of handshakes, of junk, of large bodies. Needs Linux (/proc), for 10,000
-observers 3 GB of memory, and Synapse: pip install 'synapse-lb[server]'.
+Measures what clients of a real, throw-away Synapse take of its process: memory and processor time of observers of
+/sync that wait, the time to push one message to a room of them, against long polls over HTTPS; processor time of
+single requests over CoAP against HTTPS with keep-alive, of handshakes, of junk, of large bodies. Needs Linux (/proc),
+for 10,000 observers 3 GB of memory, and Synapse: pip install 'synapse-lb[server]'.
 """
 
 
@@ -50,13 +50,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"what is measured ({','.join(PARTS)})")
     parser.add_argument("--clients", default=CLIENTS, metavar="N,N,...", help=f"stages ({CLIENTS})")
     parser.add_argument(
-        "--told", type=int, default=1000, metavar="N", help="observers and long polls in a room at most (1000)"
+        "--told",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="observers and long polls in a room at most (1000)",
     )
     parser.add_argument("--span", type=float, default=60.0, metavar="S", help="of idleness (60)")
     parser.add_argument("--messages", type=int, default=5, metavar="N", help="that are pushed (5)")
     parser.add_argument("--requests", type=int, default=200, metavar="N", help="of a block (200)")
     parser.add_argument("--blocks", type=int, default=7, metavar="N", help="of each kind (7)")
-    parser.add_argument("--profile", metavar="FILE", help="write a profile of the server in the crowd's last push")
+    parser.add_argument(
+        "--profile", metavar="FILE", help="write a profile of the server in the crowd's last push"
+    )
     parser.add_argument("--json", action="store_true", help="write one JSON object instead of the tables")
     parser.set_defaults(run=run)
 
@@ -122,12 +128,14 @@ def _allow_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-async def _crowd(terminal: Terminal, arguments: argparse.Namespace, stages: list[int], results: Results) -> None:
+async def _crowd(
+    terminal: Terminal, arguments: argparse.Namespace, stages: list[int], results: Results
+) -> None:
     from twisted.internet.threads import deferToThreadPool
 
     from synapse_lb.cli.scale.coap import CoapCrowd
     from synapse_lb.cli.scale.crowds import Watch
-    from synapse_lb.cli.scale.place import Place, place
+    from synapse_lb.cli.scale.place import place
 
     def prepare(where: Place) -> tuple[Room, Room, list[str]]:
         terminal.error("making users and rooms")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -123,7 +124,7 @@ class CoapCrowd:
             await self.observe(client, token, since)
             progress(len(self.clients))
 
-        await in_parallel([lambda token=token: observer(token) for token in tokens], AT_ONCE)
+        await in_parallel([partial(observer, token) for token in tokens], AT_ONCE)
 
     # -- asking
 
@@ -138,7 +139,8 @@ class CoapCrowd:
     ) -> Deferred[MatrixResponse]:
         """Make a request; the token is needed once."""
         exchange = self._request(client, method, path, query, body, token, Options())
-        self._waiting[exchange] = answer = Deferred()
+        answer: Deferred[MatrixResponse] = Deferred()
+        self._waiting[exchange] = answer
         self._driver.flush()
         return answer
 
@@ -148,7 +150,8 @@ class CoapCrowd:
         query = {"since": since}
         exchange = self._request(client, "GET", "/_matrix/client/v3/sync", query, NO_BODY, token, options)
         self._observing[exchange] = client
-        self._first[exchange] = first = Deferred()
+        first: Deferred[None] = Deferred()
+        self._first[exchange] = first
         self._driver.flush()
         return first
 
@@ -243,7 +246,9 @@ class CoapCrowd:
             assert isinstance(event, PongReceived)
 
     def _failed(self, event: ResponseReceived | RequestFailed) -> None:
-        what = event.error if isinstance(event, RequestFailed) else f"an observation has ended: {event.response}"
+        what = (
+            event.error if isinstance(event, RequestFailed) else f"an observation has ended: {event.response}"
+        )
         self.errors.append(str(what))
         for waiting in (self._waiting.pop(event.exchange, None), self._first.pop(event.exchange, None)):
             if waiting is not None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
 from twisted.python.failure import Failure
 
@@ -25,16 +26,13 @@ class HttpsConnection(Protocol):
     """One connection, with at most one request under way."""
 
     def __init__(self) -> None:
-        self.connected_to: Deferred[HttpsConnection] = Deferred()
         self._answer: Deferred[tuple[int, bytes]] | None = None
         self._closed: Deferred[None] = Deferred()
         self._buffer = b""
 
-    def connectionMade(self) -> None:
-        """TCP is open; TLS follows with the first request."""
-        self.connected_to.callback(self)
-
-    def ask(self, method: str, target: str, token: str | None, body: Any = None) -> Deferred[tuple[int, bytes]]:
+    def ask(
+        self, method: str, target: str, token: str | None, body: Any = None
+    ) -> Deferred[tuple[int, bytes]]:
         """Make a request; fires with the status and the body of the answer."""
         head = [f"{method} {target} HTTP/1.1", "Host: localhost"]
         if token is not None:
@@ -43,7 +41,8 @@ class HttpsConnection(Protocol):
         if body is not None:
             content = json.dumps(body).encode()
             head += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
-        self._answer = answer = Deferred()
+        answer: Deferred[tuple[int, bytes]] = Deferred()
+        self._answer = answer
         self._transport().write("\r\n".join([*head, "", ""]).encode() + content)
         return answer
 
@@ -59,7 +58,7 @@ class HttpsConnection(Protocol):
             self._buffer = b""  # nothing is asked before the answer is there
             answer.callback((int(head.split(b" ", 2)[1]), body))
 
-    def connectionLost(self, reason: Failure = Failure(ConnectionError())) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """It is over."""
         self._closed.callback(None)
         answer, self._answer = self._answer, None
@@ -82,7 +81,7 @@ def _body(head: bytes, rest: bytes) -> bytes | None:
     if named:
         size = int(length.partition(b"\r\n")[0])
         return rest[:size] if len(rest) >= size else None
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         size_line, end, rest = rest.partition(b"\r\n")
         size = int(size_line or b"0", 16)
@@ -99,7 +98,10 @@ def connect(reactor: Any, host: str, port: int) -> Deferred[HttpsConnection]:
     from twisted.internet.endpoints import SSL4ClientEndpoint
 
     factory = Factory.forProtocol(HttpsConnection)
-    return SSL4ClientEndpoint(reactor, host, port, CertificateOptions()).connect(factory)
+    connecting: Deferred[HttpsConnection] = SSL4ClientEndpoint(
+        reactor, host, port, CertificateOptions()
+    ).connect(factory)
+    return connecting
 
 
 @attrs.define(eq=False)
@@ -146,7 +148,7 @@ class HttpsCrowd:
             Deferred.fromCoroutine(self._poll(client)).addErrback(self._failed)
             progress(len(self.clients))
 
-        await in_parallel([lambda token=token: poller(token) for token in tokens], AT_ONCE)
+        await in_parallel([partial(poller, token) for token in tokens], AT_ONCE)
 
     async def _poll(self, client: Poller) -> None:
         while True:

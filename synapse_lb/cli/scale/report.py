@@ -73,14 +73,21 @@ def _crowds(stages: list[Stage], alone: float) -> str:
         ]
         for stage in stages
     ]
-    head = ["clients", "kB each", "idle, of a core", "ping, µs", f"with pings every {HEARTBEAT:.0f} s", "arrival, ms"]
+    head = [
+        "clients",
+        "kB each",
+        "idle, of a core",
+        "ping, µs",
+        f"with pings every {HEARTBEAT:.0f} s",
+        "arrival, ms",
+    ]
     title = f"Clients that wait (Synapse alone takes {alone:.2%} of a core)"
     return markdown(title, head, rows)
 
 
 def _pushes(stages: list[Stage]) -> str:
     def middle(pushes: list[Push], name: str) -> float:
-        return statistics.median(getattr(push, name) for push in pushes)
+        return float(statistics.median(getattr(push, name) for push in pushes))
 
     rows = [
         [
