@@ -2,7 +2,8 @@
 """Many CoAP clients in one process, as cheap as can be: one endpoint for all of them, a socket for each.
 
 The client library has what an application needs; here the driver must not take more of the machine than the server
-that is measured. What goes over the wire is the same: DTLS, CoAP, CBOR with integer keys.
+that is measured. What goes over the wire is the same: DTLS, CoAP, CBOR with integer keys, compressed
+where the library asks for it. Not the extension x1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 import attrs
 from twisted.internet.defer import Deferred
 
+from synapse_lb.client.large import gains_by_deflate
 from synapse_lb.coap.endpoint import Endpoint
 from synapse_lb.coap.events import (
     CoapRequest,
@@ -33,6 +35,7 @@ from synapse_lb.coaps.driver import EndpointDriver
 from synapse_lb.msc3079.client_mapping import decode_response, encode_request
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.options import FORMAT_CBOR_DEFLATE
 from synapse_lb.txdtls.client import ClientAssociation, connect
 from synapse_lb.txdtls.context import ClientVerification, make_client_context
 from synapse_lb.txdtls.errors import AssociationLost
@@ -170,11 +173,14 @@ class CoapCrowd:
         token: str | None,
         further: Options,
     ) -> int:
+        # As the client library asks.
+        compressed = gains_by_deflate(method, path, ())
         code, options, payload = encode_request(
             method,
             path,
             query,
             body,
+            accept=FORMAT_CBOR_DEFLATE if compressed else None,
             token=token,
             key_version=KEY_VERSION_1,
             announce_key_version=None if client.announced else KEY_VERSION_1,
