@@ -43,6 +43,8 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "move_trials_per_datagram": _any_integer,
     "move_trials_per_source": _any_integer,
     "move_trials_per_second": _any_integer,
+    "max_waiting_per_association": _any_integer,
+    "max_waiting": _any_integer,
 }
 _DTLS_LISTENER_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "mtu": _any_integer,

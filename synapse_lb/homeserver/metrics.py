@@ -51,6 +51,10 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
     ("strangers", "Associations without a valid access token so far", lambda port: port.dtls.strangers),
     ("observations", "Observations of /sync", lambda port: port.gateway.observations),
     ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
+    ("peers", "Clients of which CoAP keeps something", lambda port: len(port.gateway.endpoint.peers)),
+    ("exchanges", "Requests that are open, both ways", lambda port: port.gateway.endpoint.open_exchanges),
+    ("reassembly_bytes", "Request bodies half received", lambda port: port.gateway.endpoint.reassembly_bytes),
+    ("snapshot_bytes", "Response bodies being fetched", lambda port: port.gateway.endpoint.snapshot_bytes),
     ("http_bytes_saved", "Bytes that HTTP would have taken beyond what UDP took", _saved),
     ("certificate_expiry_seconds", "When the certificate expires, since 1970", lambda port: port.expires),
 )
@@ -71,6 +75,7 @@ _DROPS: Final = (
     ("no_association", "dtls", "datagrams_unknown"),
     ("too_many_handshakes", "dtls", "handshakes_refused"),
     ("not_authentic", "dtls", "records_discarded"),
+    ("flood", "dtls", "datagrams_overflowed"),
     ("network", "dtls", "send_errors"),
     ("not_coap", "coap", "malformed"),
     ("unmatched", "coap", "unmatched"),

@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from synapse_lb.txdtls import forms, records
 from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
+from synapse_lb.txdtls.backlog import Backlog
 from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.errors import (
     AssociationGone,
@@ -46,10 +47,14 @@ from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.outlet import Outlet
+from synapse_lb.txdtls.sockets import enlarge_receive_buffer
 from synapse_lb.txdtls.strangers import Strangers
 from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper, deadlines
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 from synapse_lb.txdtls.turns import EndOfTurn
+
+Arrival = tuple[bytes, records.Datagram, Address]
+"""A datagram, what it looks like, and where it came from."""
 
 
 class DTLSServerPort(DatagramProtocol):
@@ -90,6 +95,9 @@ class DTLSServerPort(DatagramProtocol):
         self._outlet = Outlet(lambda: self.transport, self.counters)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
         self._turn = EndOfTurn(reactor, self._flush)
+        self._backlog: Backlog[Arrival] = Backlog(
+            reactor, self._options, self.counters, lambda arrival: self._records_received(*arrival)
+        )
         self._stopped = False
 
     # -- what the owner calls
@@ -140,6 +148,7 @@ class DTLSServerPort(DatagramProtocol):
         self._listener.close()
         self._sweeper.arm()
         self._turn.cancel()
+        self._backlog.cancel()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address."""
@@ -196,8 +205,14 @@ class DTLSServerPort(DatagramProtocol):
             self.counters.datagrams_malformed += 1
         elif summary.client_hello:
             self._hello_received(datagram, summary, addr)
-        else:
+        elif self._table.established_at(addr) is None:
             self._records_received(datagram, summary, addr)
+        else:
+            self._backlog.take(addr, (datagram, summary, addr))
+
+    def startProtocol(self) -> None:
+        """The socket is open: let the kernel keep what comes while this process does something else."""
+        enlarge_receive_buffer(self.transport)
 
     def stray_received(self, datagram: bytes, addr: Address) -> None:
         """A datagram that was a stray at another socket of the port (see `on_stray`) may be of a client here."""
