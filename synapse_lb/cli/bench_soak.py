@@ -85,7 +85,10 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--warm-up", metavar="TIME", help="what does not count for memory (40 %% of the duration)")
     add("--interval", metavar="TIME", help="from one look at the server to the next (1/120 of the duration)")
     add(
-        "--rate", type=float, metavar="N", help="deeds per second of all clients together (6, or 1/8 of --clients)"
+        "--rate",
+        type=float,
+        metavar="N",
+        help="deeds per second of all clients together (6, or 1/8 of --clients)",
     )
     add("--loss", type=float, default=3.0, metavar="%", help="of datagrams, in each direction (3)")
     add("--junk", type=float, default=200.0, metavar="N", help="datagrams of junk per second; 0: none (200)")

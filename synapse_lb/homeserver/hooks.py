@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import FrameType, SimpleNamespace
@@ -219,12 +218,6 @@ def _set(owner: object, name: str, value: object) -> None:
     setattr(owner, name, value)
 
 
-MEDIA: Final = re.compile(
-    rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
-)
-"""Paths whose answer is a file."""
-
-
 class LowBandwidthRequest(SynapseRequest):
     """A request that Synapse serves, whose answer is an object.
 
@@ -268,7 +261,7 @@ class ClientAnswers(ObjectAnswers):
     """The same of the client-server API, whose media CoAP does not carry."""
 
     async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
-        if request.path is not None and MEDIA.match(request.path):
+        if request.path is not None and answers.is_media(request.path):
             # Before the servlet fetches the file, perhaps from another server.
             request.request_metrics.name = "MediaOverCoap"
             return answers.NOT_CARRIED, answers.not_carried("media")
@@ -282,7 +275,7 @@ class ClientResource(ClientAnswers, ClientRestResource):
 
     def serves(self, method: str, path: bytes) -> bool:
         """Whether there is a servlet for a request; workers have not all of them."""
-        if _MEDIA.match(path):
+        if answers.is_media(path):
             return True  # It is refused here.
         asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path)
         try:

@@ -173,7 +173,7 @@ def _decode_request(
     else:
         secret = takes_or_gives_secrets(segments)
         reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
-    names_its_user = token is None and _NAMES_USER in b"&" + query
+    names_its_user = first(pairs, ACCESS_TOKEN) is None and _NAMES_USER in b"&" + query
     return MatrixRequest(
         method, _path(segments), query, body, None if names_its_user else sticky.token, reply
     )

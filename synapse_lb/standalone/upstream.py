@@ -104,6 +104,7 @@ class Upstream(HttpUpstream):
 
         return self.ask(self.url, question, client).addCallback(found)
 
+
 def changed_answer(
     advertisement: Advertisement, path: str, response: HttpsResponse
 ) -> tuple[int, bytes] | None:

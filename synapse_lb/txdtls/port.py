@@ -41,7 +41,6 @@ from synapse_lb.txdtls.errors import (
     ShutDown,
     Unauthenticated,
 )
-from synapse_lb.txdtls.flights import FINISHED_WAITS
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock
 from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
@@ -49,8 +48,9 @@ from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.outlet import Outlet
 from synapse_lb.txdtls.sockets import enlarge_receive_buffer
 from synapse_lb.txdtls.strangers import Strangers
-from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper, deadlines
+from synapse_lb.txdtls.sweeper import Sweeper, deadlines
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
+from synapse_lb.txdtls.timers import FlightTimers
 from synapse_lb.txdtls.turns import EndOfTurn
 
 Arrival = tuple[bytes, records.Datagram, Address]
@@ -94,6 +94,7 @@ class DTLSServerPort(DatagramProtocol):
         self._listener = HelloListener(context, self._options)
         self._outlet = Outlet(lambda: self.transport, self.counters)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
+        self._timers = FlightTimers(reactor, self._flush)
         self._turn = EndOfTurn(reactor, self._flush)
         self._backlog: Backlog[Arrival] = Backlog(
             reactor, self._options, self.counters, lambda arrival: self._records_received(*arrival)
@@ -250,7 +251,7 @@ class DTLSServerPort(DatagramProtocol):
             handshake.path.received(size)
         handshake.association.hello_repeated(self._reactor.seconds(), proven=not unproven)
         self._flush(handshake)
-        self._arm(handshake)
+        self._timers.arm(handshake)
 
     def _begin_unproven(
         self, hello: records.ClientHello, size: int, address: Address, form: forms.ServerForm
@@ -269,7 +270,7 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.handshakes_started += 1
         self.counters.cookies_skipped += 1
         self._flush(entry)
-        self._arm(entry)
+        self._timers.arm(entry)
         self._sweeper.arm()
         return True
 
@@ -346,14 +347,7 @@ class DTLSServerPort(DatagramProtocol):
         return taken
 
     def _find(self, data: bytes, summary: records.Datagram, address: Address, there: Entry | None) -> bool:
-        """Move the association here whose client sent this; returns whether there is one.
-
-        Args:
-            data: A datagram that nothing at its address could read.
-            summary: Of the datagram.
-            address: Where it came from.
-            there: The association that is known at this address.
-        """
+        """Move the association here whose client sent this, which is not what is `there`; returns whether there is one."""
         if sequence_to_try(data) is None:
             return False
         if there is not None and there.association.opens(records.first_record(data)):
@@ -395,11 +389,10 @@ class DTLSServerPort(DatagramProtocol):
             self._failed(entry, progress.lost)
             return
         if progress.established and entry.association.may_wait and not entry.sent_messages:
-            # A request came with the client's Finished: this side's shares a datagram with the answer.
-            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
+            self._timers.hold_back(entry)
             return
         self._flush(entry)
-        self._arm(entry)
+        self._timers.arm(entry)
 
     def _promote(self, entry: Entry) -> None:
         replaced = self._table.promote(entry, self._reactor.seconds())
@@ -463,31 +456,12 @@ class DTLSServerPort(DatagramProtocol):
         self._strangers.remove(entry)
         self._movement.remove(entry)
         self._admission.remove(entry)
-        if entry.timer is not None and entry.timer.active():
-            entry.timer.cancel()
-        entry.timer = None
+        self._timers.cancel(entry)
         entry.association.release()
         if not self._table.handshakes and not self._table.established:
             self._sweeper.arm()
 
     # -- timers
-
-    def _arm(self, entry: Entry) -> None:
-        """Have the flight of this handshake sent again when it is due."""
-        if entry.timer is not None and entry.timer.active():
-            entry.timer.cancel()
-        due = entry.association.due
-        entry.timer = None
-        if due is not None:
-            delay = max(MINIMUM_DELAY, due - self._reactor.seconds())
-            entry.timer = self._reactor.callLater(delay, self._timed_out, entry)
-
-    def _timed_out(self, entry: Entry) -> None:
-        entry.timer = None
-        if not entry.association.gone:
-            entry.association.handle_timeout(self._reactor.seconds())
-            self._flush(entry)
-            self._arm(entry)
 
     def _deadlines(self) -> list[tuple[Entry, float]]:
         guarded = self._admission, self._strangers
