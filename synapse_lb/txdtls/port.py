@@ -347,7 +347,7 @@ class DTLSServerPort(DatagramProtocol):
         return taken
 
     def _find(self, data: bytes, summary: records.Datagram, address: Address, there: Entry | None) -> bool:
-        """Move the association here whose client sent this, which is not what is `there`; returns whether there is one."""
+        """Move the association here whose client sent this, not the one `there`; returns whether there is one."""
         if sequence_to_try(data) is None:
             return False
         if there is not None and there.association.opens(records.first_record(data)):

@@ -33,7 +33,7 @@ class FlightTimers:
             entry.timer = self._clock.callLater(delay, self._timed_out, entry)
 
     def hold_back(self, entry: Entry) -> None:
-        """A request came with the client's Finished: this side's waits a moment, to share a datagram with the answer."""
+        """A request came with the client's Finished: this side's shares a datagram with the answer."""
         entry.timer = self._clock.callLater(FINISHED_WAITS, self._timed_out, entry)
 
     def cancel(self, entry: Entry) -> None:
