@@ -67,11 +67,8 @@ DEADLINE: Final = 3600.0
 """Seconds for all tests."""
 
 CLASSES: Final[Mapping[str, str]] = {
-    "body": "a request body that is no JSON value: a form, broken JSON, a file",
     "header": "a request header for which MSC3079 has no option, or an answer's header that is looked at",
-    "login": "a user named by something else than an access token",
     "page": "an answer that is a web page, a file or a redirect",
-    "method": "an HTTP method without a CoAP code",
     "option": "what no CoAP option can hold: a path segment or parameter of over 255 bytes, a dot segment (RFC 7252)",
     "status": "an HTTP status that has no CoAP code of its own (RFC 8075 section 7)",
     "internals": "the test reaches into Synapse's HTTP request, or replaces a function that writes to HTTP",
