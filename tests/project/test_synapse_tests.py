@@ -150,7 +150,7 @@ class TreeTests(SynchronousTestCase):
                     archive.addfile(tarfile.TarInfo(f"{name}/{path}"), io.BytesIO())
             return subprocess.CompletedProcess(command, 0)
 
-        self.patch(synapse_tests.subprocess, "run", pip)
+        self.patch(subprocess, "run", pip)
         source = synapse_tests.fetch(self.installed)
         self.assertEqual([each.name for each in source.iterdir()], ["tests"])
         self.assertEqual(synapse_tests.fetch(self.installed), source)
@@ -158,7 +158,7 @@ class TreeTests(SynchronousTestCase):
 
     def test_not_fetched(self) -> None:
         """Without the index there is something to be done."""
-        self.patch(synapse_tests.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 1))
+        self.patch(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess((), 1))
         error = self.assertRaises(SystemExit, synapse_tests.fetch, self.installed)
         self.assertIn("SYNAPSE_TREE", str(error))
 
