@@ -200,6 +200,16 @@ class BudgetTests(MovementTestCase):
         self.assertEqual(self.find(datagram(21, 1234), mine.address[0]), 1234)
         self.assertIsNone(self.find(datagram(21, 1234), "192.0.2.1"), "there is nothing left for others")
 
+    def test_a_host_with_associations_has_no_more_of_the_other_half(self) -> None:
+        """Its own are tried from what is kept for that, the others only from the rest; it is counted."""
+        self.make(move_trials_per_second=20)
+        self.add("10.0.0.1", 20)
+        for number in range(30):
+            self.add(f"10.0.1.{number}", 20)
+        for tried, refused in ((11, 1), (1, 2), (1, 3)):
+            self.find(datagram(21), "10.0.0.1")
+            self.assertEqual((len(self.tried), self.counters.moves_refused), (tried, refused))
+
     def test_even_a_flood_from_hosts_with_associations_has_an_end(self) -> None:
         self.crowd(10_000, 200)
         for number in range(50_000):
