@@ -250,9 +250,12 @@ class BudgetTests(MovementTestCase):
         self.crowd(10, 10)
         for number in range(MAX_SOURCES + 50):
             self.find(datagram(0), f"198.18.{number // 256}.{number % 256}", now=number)
+            if number in (10, 500):
+                self.find(datagram(0), "192.0.2.9", now=number)
         self.assertEqual(len(self.movement._sources), MAX_SOURCES)
-        self.assertNotIn(host_key("198.18.0.49"), self.movement._sources)
-        self.assertIn(host_key("198.18.0.50"), self.movement._sources)
+        self.assertNotIn(host_key("198.18.0.50"), self.movement._sources)
+        self.assertIn(host_key("198.18.0.51"), self.movement._sources)
+        self.assertIn(host_key("192.0.2.9"), self.movement._sources, "it was heard of since")
 
     def test_switched_off(self) -> None:
         self.make(move_trials_per_datagram=0)
