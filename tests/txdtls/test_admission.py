@@ -184,6 +184,14 @@ class BoundTests(HelloTestCase):
         self.flood(100)
         self.assertEqual(self.server.handshakes, 7)
 
+    def test_they_count_among_the_handshakes_per_second(self) -> None:
+        """Who is one too many gets a cookie, for which nothing is kept."""
+        self.server = self.serve(ServerOptions(handshakes_per_second=3))
+        self.flood(20)
+        counters = self.server.counters
+        self.assertEqual((self.server.handshakes, counters.cookies_skipped), (3, 3))
+        self.assertEqual(counters.hello_verify_requests, 17)
+
     def test_one_source(self) -> None:
         self.server = self.serve(ServerOptions(unproven_per_second=1000))
         for port in range(100):

@@ -318,6 +318,25 @@ class PathTests(SynchronousTestCase):
         path.moved(("192.0.2.3", 1))
         self.assertFalse(path.admit(b"x"))
 
+    def test_only_the_last_proven_address_needs_no_second_proof(self) -> None:
+        path = Path(("192.0.2.1", 1))
+        path.moved(("192.0.2.2", 1))
+        path.prove(("192.0.2.2", 1))
+        path.moved(("192.0.2.1", 1))
+        self.assertFalse(path.admit(b"x"))
+        self.assertEqual(path.moved(("192.0.2.2", 1)), [b"x"])
+        self.assertTrue(path.admit(bytes(5000)))
+
+    def test_nothing_is_held_during_a_handshake(self) -> None:
+        """The flight is sent again when the client asks for it, and not twice."""
+        path = Path.unproven(("192.0.2.1", 1), 100)
+        self.assertFalse(path.admit(bytes(1000)))
+        self.assertEqual(path.received(1000), [])
+        self.assertEqual(path.prove(("192.0.2.1", 1)), [])
+        path.moved(("192.0.2.2", 1))
+        self.assertFalse(path.admit(b"x"))
+        self.assertEqual(path.held, [b"x"])
+
     def test_back_at_the_proven_address(self) -> None:
         path = Path(("192.0.2.1", 1))
         path.moved(("192.0.2.2", 1))
