@@ -261,7 +261,10 @@ class DTLSServerPort(DatagramProtocol):
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
         association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
-        if association is None or not self._strangers.may_begin(now):
+        if association is None:
+            return False
+        if not self._strangers.may_begin(now):
+            association.release()
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
         entry.path, entry.form = Path.unproven(address, size), form

@@ -65,7 +65,7 @@ def discovery(data: bytes) -> None:
     if isinstance(found, Failure):
         assert found.check(DiscoveryError), found.getTraceback()
         return
-    assert found.base_url.startswith("https://")
+    assert urlsplit(found.base_url).scheme == "https"
     assert found.coap is None or (found.coap.port is not None and 0 < found.coap.port < 65536)
 
 
