@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater, react
 
 from synapse_lb.cli.conversation import Answer, ConversationFailed, Names, Outcome, Step, converse
-from synapse_lb.cli.errors import CommandError
+from synapse_lb.cli.errors import EXIT_INTERRUPTED, CommandError
 from synapse_lb.cli.interruptible import heed_sigterm
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.errors import ClientError
@@ -135,6 +135,9 @@ def main() -> int:
     except (ServiceFailed, WorkersFailed, CommandError) as error:
         say(f"make demo-workers: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("make demo-workers: interrupted")
+        return EXIT_INTERRUPTED
     failures: list[Exception] = []
 
     async def demonstrate(reactor: Any) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import random
 import re
 import secrets
 import shutil
@@ -49,6 +50,7 @@ HTTP_PORTS: Final = {MAIN: 8008, "worker1": 8081, "worker2": 8082}
 METRICS_PORTS: Final = {"worker1": 9101, "worker2": 9102}
 
 _PORT: Final = re.compile(r"(?<=[:\s])(?:80\d\d|84\d\d|909\d|910\d)$", re.MULTILINE)
+_PORTS: Final = range(20_000, 30_000)
 _SECRET: Final = re.compile(r"CHANGE-ME-\d")
 
 
@@ -299,17 +301,25 @@ _THROWAWAY: Final[dict[str, Any]] = {
 
 
 def _free_ports(count: int) -> list[int]:
-    """Numbers that are free at the moment, in TCP and UDP."""
+    """Numbers that are free at the moment, in TCP and UDP.
+
+    They are below those that the system gives to sockets which ask for none, so that nobody gets the port of a process
+    that is just being restarted.
+    """
     found: list[int] = []
     with contextlib.ExitStack() as held:
-        while len(found) < count:
-            tcp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-            udp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            tcp.bind(("127.0.0.1", 0))
+        for number in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+            sockets = [
+                held.enter_context(socket.socket(socket.AF_INET, kind))
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+            ]
             with contextlib.suppress(OSError):
-                udp.bind(tcp.getsockname())
-                found.append(int(tcp.getsockname()[1]))
-    return found
+                for each in sockets:
+                    each.bind(("127.0.0.1", number))
+                found.append(number)
+            if len(found) == count:
+                return found
+    raise WorkersFailed("no ports are free")
 
 
 _running: weakref.WeakSet[ThrowawayWorkers] = weakref.WeakSet()

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.testing.lossy import LossyRelay
 from synapse_lb.testing.throwaway_workers import MAIN, METRICS_PORTS, SHARED_PORT, WORKERS
-from tests.workers.harness import REACTOR, V3, Heard, WorkersCase, administrator, http, until
+from tests.workers.harness import REACTOR, V3, Heard, User, WorkersCase, administrator, http, until
 
 
 class Balancer(LossyRelay):
@@ -47,6 +47,19 @@ class ComingsAndGoingsCase(WorkersCase):
     def shared(self, name: str, **labels: str) -> dict[str, float]:
         """The metric of both workers, for the port that they share."""
         return {worker: self.metric(worker, name, listener="shared", **labels) for worker in WORKERS}
+
+    def connected(self, user: User) -> set[str]:
+        """The workers that have an association of a user's at the shared port, by their admin API."""
+        path = f"/_synapse/admin/v1/lowbandwidth?user_id={quote(user.user_id)}"
+        admin = administrator(self.homeserver)
+        found = set()
+        for worker in WORKERS:
+            status, body = http(self.homeserver.http_url(worker), "GET", path, token=admin)
+            self.assertEqual(
+                (status, [each["listener"] for each in body["listeners"]]), (200, ["shared", "own"])
+            )
+            found |= {worker for each in body["associations"] if each["listener"] == "shared"}
+        return found
 
     def relay(self, relay: LossyRelay) -> LossyRelay:
         """A relay that is stopped after the test."""
@@ -93,16 +106,19 @@ class SharedPortTests(ComingsAndGoingsCase):
 
     async def test_a_worker_that_is_killed_and_comes_back(self) -> None:
         observers = []
-        while not all(self.shared("synapse_lb_observations").values()):
-            observers.append(await self.observer(self.client()))
+        at: set[str] = set()
+        while at != set(WORKERS):
+            alice, bob, room_id, heard = await self.observer(self.client())
+            observers.append((alice, room_id, heard))
+            at |= self.connected(bob)
         sender = self.client("worker1")
         texts: list[str] = []
 
         async def say_and_hear(text: str) -> None:
             texts.append(text)
-            for alice, _, room_id, _ in observers:
+            for alice, room_id, _ in observers:
                 await self.say(sender, alice, room_id, text)
-            await until(lambda: all(heard.texts == texts for _, _, _, heard in observers))
+            await until(lambda: all(heard.texts == texts for _, _, heard in observers))
 
         await say_and_hear("all is well")
         worker = self.homeserver.processes["worker2"]
@@ -138,19 +154,11 @@ class OperatorTests(ComingsAndGoingsCase):
 
     async def test_the_admin_api_of_a_worker(self) -> None:
         """It tells of the worker's own listeners."""
-        client = self.client("worker2")
         user = self.user()
-        await self.ok(client, "GET", f"{V3}/account/whoami", token=user.token)
-        path = f"/_synapse/admin/v1/lowbandwidth?user_id={quote(user.user_id)}"
-        admin = administrator(self.homeserver)
-        found = {}
-        for worker in WORKERS:
-            status, body = http(self.homeserver.http_url(worker), "GET", path, token=admin)
-            self.assertEqual(
-                (status, [each["listener"] for each in body["listeners"]]), (200, ["shared", "own"])
-            )
-            found[worker] = [each["listener"] for each in body["associations"]]
-        self.assertEqual(found, {"worker1": [], "worker2": ["own"]})
+        await self.ok(self.client("worker2"), "GET", f"{V3}/account/whoami", token=user.token)
+        self.assertEqual(self.connected(user), set())
+        await self.ok(self.client(), "GET", f"{V3}/account/whoami", token=user.token)
+        self.assertEqual(len(self.connected(user)), 1)
 
     async def test_sighup(self) -> None:
         """Both listeners of the worker load the certificate again."""
