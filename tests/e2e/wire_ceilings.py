@@ -12,7 +12,8 @@ has to say why. Most lengths are exact. Those that vary, with the room that they
   `AGE` in a message with one event, `LARGE` in a sync with many;
 * what is compressed has ids, keys and signatures in it, which are new in each run: `CHANCE`, and `LARGE` again;
 * the server's Finished waits 0.1 s for the answer; a slower one comes in a datagram of its own: `SLOW`;
-* OpenSSL 3 writes extensions into the hello of a resumption that OpenSSL 4 leaves out: `OPENSSL_3`, but for a compact hello;
+* OpenSSL 3 writes extensions into the hello of a resumption that OpenSSL 4 leaves out: `OPENSSL_3`. A compact hello
+  is as long as ever;
 * how often a client asks for the blocks of a body that comes by Q-Block depends on when they arrive.
 """
 
