@@ -209,7 +209,7 @@ async def _requests(terminal: Terminal, arguments: argparse.Namespace, results: 
 
     # Each sync is computed, and none is taken from the cache.
     with place(terminal, caches={"sync_response_cache_duration": 0}) as where:
-        bench = RequestBench(terminal, where, where.make_room(2), arguments.requests, arguments.blocks)
+        bench = RequestBench(terminal, where, where.make_room(1), arguments.requests, arguments.blocks)
         try:
             results.costs = await bench.measure()
             results.handshakes = await bench.handshakes()

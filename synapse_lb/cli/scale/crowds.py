@@ -145,6 +145,9 @@ class Watch:
         memory = (process.memory() - ground) / len(crowd.clients)
         stage = Stage(kind, len(crowd.clients), memory, arrival, await self.idle())
         self._check(crowd)
+        self._terminal.error(
+            f"  {memory / 1000:.1f} kB each, {stage.idle:.2%} of a core while nothing happens"
+        )
         return stage
 
     def leave_out(self) -> None:
@@ -182,7 +185,11 @@ class Watch:
             await self.sleep(_TICK)
         times = [client.heard_at - began for client in told]
         await self.calm()
-        return Push(len(told), max(times), statistics.median(times), process.cpu() - cpu)
+        push = Push(len(told), max(times), statistics.median(times), process.cpu() - cpu)
+        self._terminal.error(
+            f"  a message to {push.observers:,}: {push.seconds:.2f} s, {push.cpu:.2f} s of processor time"
+        )
+        return push
 
     def lost(self) -> int:
         """Datagrams that the server's socket had no room for, so far."""
