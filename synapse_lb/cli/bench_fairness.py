@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Ask = Callable[[float], Deferred[int]]
 
 _ALONE: Final = ""
+FLOODS: Final = f"{CHEAP},{EXPENSIVE},{RECKLESS}"
 _MARGIN: Final = 30.0
 _DESCRIPTION = """\
 Measures the latency of a quiet client on a real, throw-away Synapse: alone, beside one client that floods with cheap
@@ -100,6 +101,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add("--in-flight", type=int, default=32, metavar="N", help="requests of the flood under way (32)")
     add("--rooms", type=int, default=30, metavar="N", help="in an initial sync of the flooding one (30)")
+    add("--floods", default=FLOODS, metavar="KIND,...", help=f"beside which it is measured ({FLOODS})")
     add("--repeat", type=int, default=1, metavar="N", help="rounds, whose requests are counted together (1)")
     add("--json", action="store_true", help="write one JSON object instead of the table")
     parser.set_defaults(run=run)
@@ -120,6 +122,9 @@ def run(arguments: argparse.Namespace, terminal: Terminal) -> Deferred[int]:
     for name, most in (("in_flight", 64), ("rooms", 10_000), ("repeat", 1000)):
         if not 1 <= getattr(arguments, name) <= most:
             raise CommandError(f"--{name.replace('_', '-')} must be from 1 to {most}", EXIT_USAGE)
+    floods = arguments.floods.split(",")
+    if not set(floods) <= set(FLOODS.split(",")):
+        raise CommandError(f"--floods: {arguments.floods!r} names others than {FLOODS}", EXIT_USAGE)
     heed_sigterm()
     bench = Bench(arguments, terminal)
     try:
@@ -186,8 +191,10 @@ class Bench:
     async def measure(self) -> list[Row]:
         """Measure everything; both transports of one kind of flood follow each other."""
         cases = [
-            *((transport, flood) for flood in (_ALONE, CHEAP, EXPENSIVE) for transport in ("coap", "https")),
-            ("coap", RECKLESS),
+            (transport, flood)
+            for flood in (_ALONE, *self._arguments.floods.split(","))
+            for transport in ("coap", "https")
+            if (transport, flood) != ("https", RECKLESS)
         ]
         found: dict[tuple[str, str], Row] = {}
         for number in range(self._arguments.repeat):

@@ -39,7 +39,7 @@ _PATIENCE: Final = 240.0
 _SETTLE: Final = 120.0
 """Seconds that what is left in the process has to go."""
 
-_LOOK: Final = 2.0
+_LOOK: Final = 1.0
 _LAST_WORD: Final = "the last word"
 _DARK: Final = Weather(loss=1.0)
 
@@ -123,7 +123,7 @@ class Soak:
             max_clients=3 * self._plan.clients + 100,
         )
         relay.start()
-        self._junk = Junk(reactor, address, server.talker, self._plan.junk, self._plan.seed)
+        self._junk = Junk(reactor, address, server.vandal, self._plan.junk, self._plan.seed)
         crowd = self._crowd = Crowd(
             reactor,
             f"coaps://127.0.0.1:{relay.port}",

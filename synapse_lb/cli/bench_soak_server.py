@@ -69,6 +69,7 @@ class SoakServer:
     Attributes:
         homeserver: Synapse.
         process: number of its process; one more after each restart.
+        vandal: the access token of a user who is in one room.
     """
 
     def __init__(self, clients: int, idle_timeout: float, tracemalloc: int = 0) -> None:
@@ -95,7 +96,7 @@ class SoakServer:
                 **_LEAN,
             },
         )
-        self._talker = ""
+        self.vandal = self._talker = ""
         self._rooms: list[str] = []
 
     # Preparing; all of this blocks
@@ -119,13 +120,18 @@ class SoakServer:
         """Make users and rooms for so many clients."""
         users = [f"u{number}" for number in range(-(-clients // DEVICES_PER_USER))]
         with ThreadPoolExecutor(_HANDS) as hands:
-            tokens = list(hands.map(self._register, ["talker", *users]))
-            self._talker = tokens.pop(0)
+            tokens = list(hands.map(self._register, ["vandal", "talker", *users]))
+            self.vandal, self._talker = tokens[:2]
+            del tokens[:2]
             groups = range(0, len(users), USERS_PER_ROOM)
             # Each by another user: a room's id is a hash of who made it and when, in milliseconds.
             self._rooms = list(hands.map(self._make_room, [tokens[start] for start in groups]))
             rooms = [self._rooms[number // USERS_PER_ROOM] for number in range(len(users))]
-            joins = [*zip(rooms, tokens, strict=True), *((room, self._talker) for room in self._rooms)]
+            joins = [
+                (self._rooms[0], self.vandal),
+                *zip(rooms, tokens, strict=True),
+                *((room, self._talker) for room in self._rooms),
+            ]
             list(hands.map(lambda join: self._join(*join), joins))
         places = dict(zip(users, rooms, strict=True))
         members = [
@@ -138,12 +144,12 @@ class SoakServer:
     def exercise(self) -> None:
         """Have Synapse open all that it opens when it is used: threads, and the database for each of them."""
         with ThreadPoolExecutor(2 * _HANDS) as hands:
-            list(hands.map(self._use, range(4 * _HANDS)))
+            list(hands.map(self._use, range(2 * _HANDS)))
 
     def _use(self, number: int) -> None:
-        room = f"{CLIENT_API}/rooms/{quote(self._rooms[number % len(self._rooms)], safe='')}"
-        mine = f"{CLIENT_API}/user/{quote('@talker:localhost')}"
-        ask, token = self._ask, self._talker
+        room = f"{CLIENT_API}/rooms/{quote(self._rooms[0], safe='')}"
+        mine = f"{CLIENT_API}/user/{quote('@vandal:localhost')}"
+        ask, token = self._ask, self.vandal
         ask("GET", "/_matrix/client/versions", None, token)
         ask("GET", f"{CLIENT_API}/sync?timeout=0&full_state=true", None, token)
         sent = ask(
@@ -153,19 +159,14 @@ class SoakServer:
             token,
         )
         ask("POST", f"{room}/receipt/m.read/{quote(sent['event_id'])}", {}, token)
-        ask("PUT", f"{room}/typing/{quote('@talker:localhost')}", {"typing": True, "timeout": 10}, token)
+        ask("PUT", f"{room}/typing/{quote('@vandal:localhost')}", {"typing": True, "timeout": 10}, token)
         ask("GET", f"{room}/messages?dir=b&limit=40", None, token)
         ask("PUT", f"{mine}/account_data/org.example.x", {"number": number}, token)
         ask("POST", f"{CLIENT_API}/keys/query", {"device_keys": {"@u0:localhost": []}}, token)
         login = {"type": "m.login.password", "password": PASSWORD}
-        user = {"identifier": {"type": "m.id.user", "user": "talker"}}
+        user = {"identifier": {"type": "m.id.user", "user": "vandal"}}
         fresh = ask("POST", f"{CLIENT_API}/login", {**login, **user})["access_token"]
         ask("POST", f"{CLIENT_API}/logout", {}, fresh)
-
-    @property
-    def talker(self) -> str:
-        """A valid access token."""
-        return self._talker
 
     def say_everywhere(self, text: str) -> None:
         """Send a message to each room, over HTTP."""

@@ -20,10 +20,13 @@ from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 T = TypeVar("T")
 
 AT_ONCE: Final = 8
-"""Datagrams of one association that are handled in one turn when they are read, and as many of those that wait."""
+"""Datagrams of one association that are handled in one turn when they are read."""
 
-LONGEST: Final = 0.01
-"""Seconds after which a turn is over, though datagrams wait."""
+ROUNDS: Final = 32
+"""Datagrams of one association that wait and are handled in one turn at most."""
+
+SHORTEST: Final = 0.01
+"""Seconds in a turn that those who wait are given at least; or else as long as everything else in the turn took."""
 
 
 class Backlog(Generic[T]):
@@ -47,6 +50,7 @@ class Backlog(Generic[T]):
         self._waiting: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
         self._timer: Timer | None = None
+        self._turned = reactor.seconds()
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -92,15 +96,22 @@ class Backlog(Generic[T]):
         self._timer = None
         self._served.clear()
         if not self._waiting:
+            self._turned = self._reactor.seconds()
             return
         # Armed before anything is handed on: what that brings about may arm it, or cancel all.
         self._arm()
-        end = self._reactor.seconds() + LONGEST
-        for _ in range(AT_ONCE):
+        now = self._reactor.seconds()
+        # Turns are long when there is much to do. Those who wait are not to be worse off than the others then.
+        self._serve_until(now + max(SHORTEST, now - self._turned))
+        self._turned = self._reactor.seconds()
+
+    def _serve_until(self, end: float) -> None:
+        """Serve those who wait, one after another; each once in any case."""
+        for number in range(ROUNDS):
             for _ in range(len(self._waiting)):
-                self._serve_next()
-                if not self._waiting or self._reactor.seconds() >= end:
+                if not self._waiting or (number and self._reactor.seconds() >= end):
                     return
+                self._serve_next()
 
     def _serve_next(self) -> None:
         """Hand on the next item of the source whose turn it is, and put that behind the others."""

@@ -53,8 +53,7 @@ from synapse_lb.txdtls.table import Address, AssociationTable, Entry
 from synapse_lb.txdtls.timers import FlightTimers
 from synapse_lb.txdtls.turns import EndOfTurn
 
-Arrival = tuple[bytes, records.Datagram, Address]
-"""A datagram, what it looks like, and where it came from."""
+Arrival = tuple[bytes, records.Datagram, Address]  # a datagram, what it looks like, and where it came from
 
 
 class DTLSServerPort(DatagramProtocol):

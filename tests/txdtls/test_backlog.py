@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.txdtls.backlog import AT_ONCE, LONGEST, Backlog
+from synapse_lb.txdtls.backlog import AT_ONCE, ROUNDS, SHORTEST, Backlog
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from tests.txdtls.support import NetworkTestCase
 
@@ -22,7 +22,7 @@ class BacklogTests(SynchronousTestCase):
         self.served: list[Item] = []
         self.also: Callable[[], object] = lambda: None
         self.counters = ServerCounters()
-        self.backlog = self.make(ServerOptions(max_waiting_per_association=20, max_waiting=30))
+        self.backlog = self.make(ServerOptions(max_waiting_per_association=60, max_waiting=90))
 
     def make(self, options: ServerOptions) -> Backlog[Item]:
         return Backlog(self.clock, options, self.counters, lambda item: self.serve(item))
@@ -67,13 +67,32 @@ class BacklogTests(SynchronousTestCase):
 
     def test_a_turn_ends(self) -> None:
         """After so many of each, or so long; the reactor reads its sockets before the next one."""
-        self.flood("a", AT_ONCE + 20)
+        self.flood("a", AT_ONCE + 50)
         self.served.clear()
         self.one_turn()
-        self.assertEqual(len(self.served), AT_ONCE)
-        self.also = lambda: self.pass_time(LONGEST)
+        self.assertEqual(len(self.served), ROUNDS)
+        self.also = lambda: self.pass_time(SHORTEST / 2)
         self.one_turn()
-        self.assertEqual(len(self.served), AT_ONCE + 1)
+        self.assertEqual(len(self.served), ROUNDS + 2)
+
+    def test_after_a_long_turn_those_who_wait_are_given_as_long(self) -> None:
+        self.flood("a", AT_ONCE + 50)
+        self.served.clear()
+        self.pass_time(1.0)
+        self.also = lambda: self.pass_time(0.125)
+        self.one_turn()
+        self.assertEqual(len(self.served), 8)
+        self.pass_time(0.25)
+        self.one_turn()
+        self.assertEqual(len(self.served), 10)
+
+    def test_everybody_has_a_datagram_in_each_turn_however_long_it_takes(self) -> None:
+        for source in "abc":
+            self.flood(source, AT_ONCE + 2)
+        self.also = lambda: self.pass_time(SHORTEST)
+        self.served.clear()
+        self.one_turn()
+        self.assertEqual("".join(source for source, _ in self.served), "abc")
 
     def one_turn(self) -> None:
         """What a reactor does before it reads its sockets again."""
@@ -87,19 +106,18 @@ class BacklogTests(SynchronousTestCase):
         self.clock.rightNow += seconds
 
     def test_what_is_too_much_is_dropped(self) -> None:
-        self.flood("a", AT_ONCE + 25)
-        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (20, 5))
-        self.assertEqual(self.counters.datagrams_deferred, 20)
-        for _ in range(5):
-            self.clock.advance(0)
-        self.assertEqual(self.served[-1], ("a", AT_ONCE + 19))
+        self.flood("a", AT_ONCE + 65)
+        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (60, 5))
+        self.assertEqual(self.counters.datagrams_deferred, 60)
+        self.clock.advance(0)
+        self.assertEqual(self.served[-1], ("a", AT_ONCE + 59))
 
     def test_all_together_and_yet_one_of_each(self) -> None:
-        self.flood("a", AT_ONCE + 20)
-        self.flood("b", AT_ONCE + 20)
-        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (30, 10))
+        self.flood("a", AT_ONCE + 60)
+        self.flood("b", AT_ONCE + 60)
+        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (90, 30))
         self.flood("c", AT_ONCE + 2)
-        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (31, 11))
+        self.assertEqual((len(self.backlog), self.counters.datagrams_overflowed), (91, 31))
 
     def test_nothing_stays(self) -> None:
         self.flood("a", AT_ONCE + 5)
