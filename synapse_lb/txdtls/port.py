@@ -152,8 +152,7 @@ class DTLSServerPort(DatagramProtocol):
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address."""
-        host, port = self._entry(association_id).address
-        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
+        return self._entry(association_id).peer
 
     def confirm_address(self, association_id: int) -> None:
         """The client has answered what was sent to its present address: it may get whatever there is.
