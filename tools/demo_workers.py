@@ -110,7 +110,7 @@ class Demo:
         for name, process in self._homeserver.processes.items():
             lines = [line for line in process.log_text.splitlines() if _SERVED.search(line)]
             over = "over CoAP" if name in WORKERS else "that the workers passed on over HTTP"
-            say(f"{name} served {len(lines)} requests {over}")
+            say(f"{name} served {len(lines)} request{'' if len(lines) == 1 else 's'} {over}")
 
 
 def say(text: str) -> None:

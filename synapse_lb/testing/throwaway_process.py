@@ -29,18 +29,21 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 MAIN_PROCESS: Final = "synapse.app.homeserver"
 WORKER: Final = "synapse.app.generic_worker"
 
-LONGEST_HOME: Final = 80
+LONGEST_HOME: Final = 50
 """Bytes of a folder's name beside which the rest fits in `sun_path` (unix(7): 108 bytes; 104 elsewhere)."""
+
+
+def short_home() -> str:
+    """Where folders are made with sockets in them: the folder for temporary files, or /tmp if that has too long a name
+    for the address of a socket."""
+    home = tempfile.gettempdir()
+    return home if len(home) <= LONGEST_HOME else "/tmp"
 
 
 @contextlib.contextmanager
 def notify_socket() -> Iterator[tuple[socket.socket, str]]:
-    """A socket as sd_notify(3) wants it, in a folder of its own: in the one for temporary files, or in /tmp if that
-    has too long a name for the address of a socket."""
-    home = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(
-        prefix="slb-", dir=home if len(home) <= LONGEST_HOME else "/tmp"
-    ) as folder:
+    """A socket as sd_notify(3) wants it, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="slb-", dir=short_home()) as folder:
         path = f"{folder}/notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(path)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from synapse_lb.testing.throwaway_process import short_home
+
 DEBIAN_PACKAGES: Final = ("postgresql", "redis-server")
 PYTHON_MODULES: Final = {"psycopg2": "psycopg2-binary", "txredisapi": "txredisapi", "hiredis": "hiredis"}
 """What Synapse imports for them, and the package on PyPI that has it."""
@@ -87,7 +89,7 @@ class Service:
     """
 
     def __init__(self, name: str, *, user: pwd.struct_passwd | None, stop_signal: signal.Signals) -> None:
-        self.folder: Final = Path(tempfile.mkdtemp(prefix=f"slb-{name}-"))
+        self.folder: Final = Path(tempfile.mkdtemp(prefix=f"slb-{name}-", dir=short_home()))
         self._name = name
         self._user = user
         self._stop_signal = stop_signal

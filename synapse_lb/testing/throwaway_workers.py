@@ -30,7 +30,14 @@ from types import TracebackType
 from typing import Any, Final
 
 from synapse_lb.testing import throwaway_config, throwaway_services
-from synapse_lb.testing.throwaway_process import LAUNCHER, MAIN_PROCESS, WORKER, environment_of, notify_socket
+from synapse_lb.testing.throwaway_process import (
+    LAUNCHER,
+    MAIN_PROCESS,
+    WORKER,
+    environment_of,
+    notify_socket,
+    short_home,
+)
 from synapse_lb.testing.throwaway_services import Postgres, Redis, ServicesMissing
 from synapse_lb.txdtls.certificates import generate_self_signed
 
@@ -211,7 +218,7 @@ class ThrowawayWorkers:
             raise ServicesMissing(missing)
         _running.add(self)
         try:
-            self.folder = Path(tempfile.mkdtemp(prefix="slb-workers-"))
+            self.folder = Path(tempfile.mkdtemp(prefix="slb-workers-", dir=short_home()))
             self._postgres = Postgres("synapse", "synapse")
             self._postgres.start()
             self._redis = Redis()
