@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from typing import Final, Protocol
 
 from attrs import define, frozen
@@ -52,8 +53,8 @@ from synapse_lb.msc3079.extension import X1_WRITTEN
 from synapse_lb.msc3079.mapping import (
     MappingLimits,
     decode_request,
-    effective_token,
     encode_error,
+    note_token,
 )
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
@@ -223,6 +224,7 @@ class Gateway:
 
         def trust(known: bool) -> None:
             port.trust(association_id, known=known)
+            self.endpoint.set_peer(association_id, known=known, now=self._driver.now())
 
         self._associations[association_id] = Association(address, Turnstile(self._clock), sticky, trust=trust)
         self.endpoint.set_peer(
@@ -324,11 +326,10 @@ class Gateway:
         if association is None:
             return None
         sticky = association.sticky
-        token = effective_token(options, sticky)
-        if token is not None:
-            sticky.token = token
+        with suppress(MappingError):  # which is answered when the request is whole
+            note_token(options, sticky, self._body_limits)
         version = options.get_uint(KEY_VERSION)
-        return token, sticky.announced_key_version if version is None else version
+        return sticky.token, sticky.announced_key_version if version is None else version
 
     # One request
 
@@ -349,6 +350,8 @@ class Gateway:
         if observable is None or self.observer is None:
             self._serve(association, exchange, matrix)
         elif wants == DEREGISTER:
+            if parted is not None and parted.request.access_token != matrix.access_token:
+                parted = None  # one user's place in the stream is nothing to another
             self._respond(exchange, encode_answer(when_deregistered(observable, parted), matrix.reply))
         elif wants == REGISTER:
             self.observer.register(exchange, observable, _Channel(self, association, exchange, matrix))
