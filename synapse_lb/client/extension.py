@@ -132,8 +132,14 @@ class X1Sender:
         if self._knows:
             self._note_in_force()
         if response.code == Code.BAD_REQUEST:
-            # Perhaps the server does not know an alias that it should.
+            # Perhaps the server does not know an alias that it should, or not for this user.
             self.aliases.forget_known()
+            self.aliases.forget_peers()
+
+    def another_user(self) -> None:
+        """Requests are another user's from now on, for whom the server does not know the aliases so far."""
+        self.aliases.forget_known()
+        self.aliases.forget_peers()
 
     def _note_in_force(self) -> None:
         if self._in_force is not None:

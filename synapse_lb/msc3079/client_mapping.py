@@ -164,7 +164,7 @@ def encode_x1_request(
         written = compress_path(segments, book)
         asked = compress_query(_write_query(raw_query, query), book)
         if body is not NO_BODY:
-            encoded = write_x1_body(body, book, secret=takes_or_gives_secrets(segments), lossy=False)
+            encoded = write_x1_body(body, book, secret=takes_or_gives_secrets(segments), request=True)
             payload, definitions = encoded.data, encoded.definitions
     except CborError as error:
         raise _unsendable(str(error)) from None
@@ -258,7 +258,7 @@ def _write_body(
         raise _unsendable(str(error)) from None
     if content_format == FORMAT_CBOR or takes_or_gives_secrets(_expanded(segments)):
         return FORMAT_CBOR, payload
-    return compressed(body, payload)
+    return compressed(body, payload, request=True)
 
 
 def decode_response(

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
 
 from synapse_lb.txdtls.association import Association
 from synapse_lb.txdtls.forms import ServerForm
@@ -50,6 +51,12 @@ class Entry:
     busy: bool = False
     path: Path = attrs.field(default=attrs.Factory(lambda entry: Path(entry.address), takes_self=True))
     form: ServerForm = attrs.field(factory=ServerForm)
+
+    @property
+    def peer(self) -> IPv4Address | IPv6Address:
+        """The address as Twisted has it."""
+        host, port = self.address
+        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
 
 
 class AssociationTable:

@@ -306,6 +306,30 @@ class GatewayTests(X1TestCase):
         put = Code.PUT
         self.assertEqual(codes, [put, Code.BAD_REQUEST, put, Code.CONTENT, put, Code.CONTENT])
 
+    async def test_another_user(self) -> None:
+        """It gets its definitions with its first request, those of the server's numbers too: nothing is refused."""
+        self.body = {"user_id": "@somebody:example.org"}
+        client = self.start(extensions="known")
+        for token in (TOKEN, "other"):
+            for transaction in (1, 2, 3):
+                path = f"{CLIENT}/v3/rooms/{ROOM}/send/m.room.message/{transaction}"
+                body = {"user_id": "@somebody:example.org"}
+                answer = await client.request("PUT", path, json=body, token=token)
+                self.assertEqual(answer.body, self.body)
+                self.assertEqual(self.dispatcher.requests[-1].access_token, token)
+        self.assertEqual({each.code for each in self.gateway.messages}, {Code.PUT, Code.CONTENT})
+        self.assertEqual(len(self.gateway._associations), 1)
+
+    async def test_a_number_of_the_server_s_that_it_does_not_know_for_this_user(self) -> None:
+        client = self.start(extensions="known")
+        await self.send(client)
+        channel = await client._keeper.ready()
+        channel.sticky.x1.aliases.learn({1: OTHER_ROOM})
+        path = f"{CLIENT}/v3/rooms/{OTHER_ROOM}/send/m.room.message/1"
+        self.assertEqual((await client.request("PUT", path, json=TEXT, token=TOKEN)).body, EVENT)
+        codes = [each.code for each in self.gateway.messages[2:]]
+        self.assertEqual(codes, [Code.PUT, Code.BAD_REQUEST, Code.PUT, Code.CONTENT])
+
     async def test_the_server_forgets_the_token(self) -> None:
         client = self.start(extensions="known")
         answers = [await client.request("GET", CLIENT + "/v3/a", token="ended") for _ in range(2)]

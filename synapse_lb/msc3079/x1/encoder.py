@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Any, Final
 
 from synapse_lb.msc3079 import cbor
+from synapse_lb.msc3079.cbor_shapes import Shapes
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.aliases import SHARES, AliasBook, AliasKind
@@ -86,7 +87,7 @@ class X1Encoder(cbor.Encoder):
     """
 
     def __init__(self, book: AliasBook | None, lossy: bool) -> None:
-        super().__init__({}, True, lossy)
+        super().__init__(lossy, Shapes({}, True))
         self._book = book
         self._texts: dict[str, bytes] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079.errors import MappingError
 from synapse_lb.msc3079.extension import X1_WRITTEN
-from synapse_lb.msc3079.mapping import NO_BODY, decode_request, effective_token, encode_x1_request
+from synapse_lb.msc3079.mapping import NO_BODY, decode_request, encode_x1_request, note_token
 from synapse_lb.msc3079.options import ACCESS_TOKEN, first
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.msc3079.x1 import AliasBook, Side
@@ -129,7 +129,8 @@ class OptionTests(SynchronousTestCase):
             options = self.request(token)
             self.assertEqual(is_packed(first(options, ACCESS_TOKEN) or b""), packed)
             sticky = StickyState(allows_x1=True)
-            self.assertEqual(effective_token(options, sticky), token)
+            note_token(options, sticky)
+            self.assertEqual(sticky.token, token)
             self.assertEqual(decode_request(1, options, b"", sticky).access_token, token)
             self.assertEqual(sticky.token, token)
 
@@ -137,7 +138,8 @@ class OptionTests(SynchronousTestCase):
         for value in (b"\x80", b"\x80" + b"\xff" * 20, b"\xbf", b"\x85" + bytes(20)):
             options = [(ACCESS_TOKEN, value), (X1_WRITTEN, b"\1")]
             sticky = StickyState(allows_x1=True)
-            self.assertIsNone(effective_token(options, sticky))
+            sticky.token = "somebody's"
             with self.assertRaises(MappingError) as caught:
                 decode_request(1, options, b"", sticky)
             self.assertEqual(caught.exception.errcode, "M_INVALID_PARAM")
+            self.assertIsNone(sticky.token)
