@@ -9,7 +9,7 @@ and only if there is none, of one that is (`PeerSettings.known`). So strangers t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 from attrs import define
@@ -104,6 +104,10 @@ class BodyStore(Generic[B]):
     def get(self, peer: PeerState, key: BlockKey) -> B | None:
         """Return an entry, or None."""
         return self._all.get((peer.peer, key))
+
+    def of(self, peer: PeerState) -> Iterable[B]:
+        """Return all entries of a peer."""
+        return self._by_peer.get(peer.peer, {}).values()
 
     def add(self, body: B, now: float) -> None:
         """Add an entry in place of one with its key, and let others go if it needs their room.

@@ -361,6 +361,16 @@ class Endpoint:
         return len(self._core.exchanges)
 
     @property
+    def reassembly_bytes(self) -> int:
+        """Bytes of request bodies that have come in part."""
+        return self._responder.reassembly.total_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of response bodies that are kept because they are being fetched."""
+        return self._responder.snapshots.total_bytes
+
+    @property
     def counters(self) -> Counters:
         """What has been counted; it goes on being counted."""
         return self._core.counters

@@ -36,6 +36,7 @@ from synapse_lb.msc3079.options import (
 )
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.x1 import X1_VERSION, AliasBook, compress_path, compress_query
+from synapse_lb.msc3079.x1.tokens import pack_access_token
 
 RESPONSE_MAX_DEPTH: Final = 1000
 """Nested arrays and maps that an answer may have: as much as Python's JSON, so that an event which
@@ -170,7 +171,7 @@ def encode_x1_request(
     options = [(URI_PATH, _fit(value, "path segment")) for value in written.values]
     options += [(URI_QUERY, value) for value in asked.values]
     if token is not None:
-        options.append((ACCESS_TOKEN, _write_token(token)))
+        options.append((ACCESS_TOKEN, pack_access_token(token) or _write_token(token)))
     if announce:
         options.append((X1_WRITTEN, encode_uint(X1_VERSION)))
     if brief:

@@ -45,6 +45,7 @@ from synapse_lb.msc3079.options import (
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.msc3079.x1 import AliasBook, expand_path, expand_query
+from synapse_lb.msc3079.x1.tokens import is_packed, unpack_access_token
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
@@ -82,6 +83,9 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 """What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
 
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
+_NAMES_USER: Final = b"&access_token="
+"""A query with this says by itself whose request it is; with the sticky token it would say so twice."""
+
 _BEARER: Final = b"bearer "
 
 SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -169,7 +173,10 @@ def _decode_request(
     else:
         secret = takes_or_gives_secrets(segments)
         reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
-    return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
+    names_its_user = first(pairs, ACCESS_TOKEN) is None and _NAMES_USER in b"&" + query
+    return MatrixRequest(
+        method, _path(segments), query, body, None if names_its_user else sticky.token, reply
+    )
 
 
 def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
@@ -208,8 +215,11 @@ def note_token(options: OptionPairs, sticky: StickyState, limits: MappingLimits 
 def _read_token(value: bytes, max_length: int) -> str | None:
     """The token of option 256. An empty one means none: deployed clients log out that way.
 
-    Anything but visible ASCII is refused, so that a token can never break out of a header line.
+    Anything but visible ASCII is refused, so that a token can never break out of a header line; and so is what x1 packs
+    if it stands for no token.
     """
+    if is_packed(value):
+        value = (unpack_access_token(value) or "\0").encode("ascii")
     if value[: len(_BEARER)].lower() == _BEARER:
         value = value[len(_BEARER) :]
     elif value.lower() == _BEARER.strip():

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from attrs import define, frozen
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -68,6 +68,7 @@ from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
 from synapse_lb.server.roster import Present, Roster
 from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
+from synapse_lb.server.turnstile import Turnstile
 from synapse_lb.txdtls.errors import AssociationLost
 
 Settling = (
@@ -144,7 +145,7 @@ class Gateway:
         observe: ObserveOptions | None = None,
         x1: bool = True,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._dispatcher, self._clock = dispatcher, clock
         self._x1 = x1
         self._parted: Observable | None = None
         self._port: SecurePort | None = None
@@ -225,7 +226,7 @@ class Gateway:
             port.trust(association_id, known=known)
             self.endpoint.set_peer(association_id, known=known, now=self._driver.now())
 
-        self._associations[association_id] = Association(address, sticky, trust=trust)
+        self._associations[association_id] = Association(address, Turnstile(self._clock), sticky, trust=trust)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -359,7 +360,7 @@ class Gateway:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
-        deferred = maybeDeferred(self._dispatcher.dispatch, matrix, association.address)
+        deferred = association.turnstile.run(lambda: self._dispatcher.dispatch(matrix, association.address))
         self._running[exchange] = _Running(deferred)
         deferred.addErrback(self._failed)
         deferred.addCallback(self._answer, association, exchange, matrix)

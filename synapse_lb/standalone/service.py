@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
-from synapse_lb.client.https import HttpsLimits
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.sync_observer import ObserveOptions
@@ -110,7 +109,7 @@ class GatewayService:
             forwarded_for=options.forwarded_for,
             max_requests=options.max_requests,
             verification=options.verification,
-            limits=HttpsLimits(timeout=options.timeout, max_connections=64),
+            timeout=options.timeout,
         )
         news = PollingNews(self.upstream, reactor, poll_timeout=options.poll_timeout)
         self.gateway = Gateway(

@@ -170,11 +170,20 @@ def seeds() -> dict[str, list[bytes]]:
                 Type.ACK, Code.TOO_MANY_REQUESTS, 1, (14, b"\5"), (12, b"2"), payload=b'{"errcode":"M"}'
             ),
         ],
-        "dtls_records": [hello + b"\0" * 6, alert, hello + alert],
+        "dtls_records": [
+            hello + b"\0" * 6,
+            alert,
+            hello + alert,
+            b"\xf0\0" + bytes(64) + b"ab.c",
+            b"\xf1" + bytes(72),
+            b"\xf2\x28" + bytes(40) + b"\xf4\1" + bytes(20),
+            b"\xf5\1\0" + bytes(20),
+        ],
         "dtls_port": [
             bytes(range(120)),
             bytes([1, 0, 0, 5, 1, 2, 0, 1] * 20),
             bytes([5, 0, 3, 2, 4, 1] * 20),
+            bytes([5, 0, 1, 1, 3, 0, 2, 4, 0, 1] * 20),
         ],
         "endpoint_server": [_server_tape(blocks()), _server_tape([*reversed(blocks())])],
         "endpoint_client": [_client_tape(blocks()), _client_tape([*reversed(blocks())])],

@@ -50,6 +50,21 @@ class TokenTests(SynchronousTestCase):
         self.assertEqual(request(sticky=sticky).access_token, "two")
         self.assertIsNone(request().access_token)
 
+    def test_a_query_with_a_token_is_not_given_the_sticky_one(self) -> None:
+        """Synapse refuses a request that says in two ways whose it is; the sticky token is in force afterwards."""
+        sticky = StickyState(token="one")
+        for query in (["access_token=two"], ["limit=1", "access_token=two"]):
+            asked = request(sticky=sticky, query=query)
+            self.assertIsNone(asked.access_token)
+            self.assertTrue(asked.query.endswith(b"access_token=two"))
+        self.assertEqual(request(sticky=sticky, query=["my_access_token=two"]).access_token, "one")
+        self.assertEqual(request(sticky=sticky).access_token, "one")
+
+    def test_a_request_may_say_both_by_itself(self) -> None:
+        """What the client itself mixes is the server's to refuse."""
+        asked = request(query=["access_token=two"], more=token(b"one"))
+        self.assertEqual(asked.access_token, "one")
+
     def test_an_empty_one_means_none_from_now_on(self) -> None:
         for value in (b"", b"Bearer "):
             sticky = StickyState(token="one")

@@ -15,9 +15,11 @@ from synapse_lb import __version__
 from synapse_lb.cli.main import COMMANDS
 from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.tuning import Limits
+from synapse_lb.homeserver.handover import HandoverCounters
 from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.sync_observer import ObserveOptions, ObserverCounters
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
+from synapse_lb.upstream.http import UpstreamCounters
 from tests.project.sources import PACKAGE, ROOT, relative
 
 LINK: Final = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -124,14 +126,21 @@ class NamesTests(SynchronousTestCase):
 
     def test_counters_exist(self) -> None:
         """Every counter of the table of failures, and every metric named elsewhere, is counted."""
-        rooms = {"dtls": ServerCounters, "coap": Counters, "gateway": GatewayCounters}
+        rooms = {
+            "dtls": ServerCounters,
+            "coap": Counters,
+            "gateway": GatewayCounters,
+            "dispatch": UpstreamCounters,
+            "handover": HandoverCounters,
+        }
         known = {
             f"{room}_{field.name}" for room, counters in rooms.items() for field in attrs.fields(counters)
         }
         named = set()
         for path in documents():
-            named |= set(re.findall(r"`((?:dtls|coap|gateway)_\w+)`", path.read_text()))
-            named |= set(re.findall(r"synapse_lb_((?:dtls|coap|gateway)_\w+)_total", path.read_text()))
+            named |= set(re.findall(rf"`((?:{'|'.join(rooms)})_\w+)`", path.read_text()))
+            named |= set(re.findall(rf"synapse_lb_((?:{'|'.join(rooms)})_\w+)_total", path.read_text()))
+        named -= {"handover_path"}
         self.assertGreater(len(named), 20)
         self.assertEqual(named - known, set())
 

@@ -8,7 +8,6 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 
-from synapse_lb.client.https import HttpsLimits
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.standalone.rewriting import VERSIONS_KEY, Advertisement
 from synapse_lb.standalone.upstream import Upstream
@@ -105,7 +104,7 @@ class TroubleTests(UpstreamCase):
         self.assertEqual(upstream.counters.failures, 1)
 
     async def test_the_homeserver_takes_too_long(self) -> None:
-        answer = await self.ask(self.upstream(limits=HttpsLimits(timeout=0.1)), "/_matrix/client/v3/wait")
+        answer = await self.ask(self.upstream(timeout=0.1), "/_matrix/client/v3/wait")
         self.assertEqual(answer.status, 504)
         await until(lambda: self.server.gone)
 
