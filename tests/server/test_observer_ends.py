@@ -226,6 +226,19 @@ class UserLimitTests(ObserverTestCase):
         self.assertEqual((third.final.status, third.notifications), (503, []))
         self.assertEqual((self.counters.refused, self.homeserver.open, self.gateway.observations), (1, 2, 2))
 
+    def test_who_has_ended_makes_room(self) -> None:
+        """Of an observation that has ended nothing is counted: two more of the same token displace nobody."""
+        for _ in range(3):
+            clients = [
+                Observer(self.gateway, self.port, self.clock, len(self.port.clients) + 1) for _ in range(2)
+            ]
+            seen = [client.observe(token="alice-1") for client in clients]
+            self.settle()
+            self.assertEqual([len(each.notifications) for each in seen], [1, 1])
+            self.gateway.end_observations()
+            self.assertEqual(self.gateway.observations, 0)
+        self.assertEqual((self.counters.displaced, self.counters.refused), (0, 0))
+
     def test_others_have_room_of_their_own(self) -> None:
         seen = [self.register(token) for token in ("alice-1", "alice-2", "bob-1", "bob-1")]
         self.assertEqual([each.last for each in seen], [None] * 4)

@@ -88,6 +88,8 @@ class ConversationTests(HomeserverTestCase):
         channel = self.make_request("GET", f"{V3}/account/whoami", access_token=token)
         self.assertGreater(channel.resource_usage.db_txn_count, 0)
         self.assertEqual(str(channel.request.requester.user), "@alice:test")
+        # The servlet's object itself was taken, before any JSON text was made of it.
+        self.assertEqual(channel.request.answer, (200, channel.json_body))
         self.assertTrue(channel.is_finished())
 
     def test_nobody(self) -> None:
