@@ -22,7 +22,8 @@ FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz test test-oldest test-synapse test-e2e clients lint types demo-check format wheel clean venv venv-oldest
+.PHONY: help demo demo-workers fuzz test test-oldest test-synapse test-e2e clients lint types demo-check demo-workers-check format wheel \
+	clean venv venv-oldest
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -31,6 +32,9 @@ help: ## say what can be made
 
 demo: venv ## watch two clients talk over CoAP to a real, throw-away Synapse
 	@$(VENV)/bin/synapse-lb demo
+
+demo-workers: venv ## the same, spread over two workers of a Synapse with PostgreSQL and Redis
+	@$(VENV)/bin/python -m tools.demo_workers
 
 test: venv ## lint, types and all tests, with the newest Synapse
 	@$(RUN) --name newest lint types tests=$(TESTS)
@@ -50,6 +54,9 @@ fuzz: venv ## coverage-guided fuzzing, FUZZ_SECONDS (600) for each of FUZZ_TARGE
 
 demo-check: venv ## the demo as a check: it must end well by itself
 	@$(RUN) --name demo demo
+
+demo-workers-check: venv ## the same of demo-workers
+	@$(RUN) --name demo-workers demo-workers
 
 lint: venv ## ruff: style, likely bugs, formatting
 	@$(RUN) --name lint lint

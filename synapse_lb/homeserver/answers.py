@@ -8,6 +8,7 @@ page, media - becomes 501 with M_UNRECOGNIZED and a text that says so.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 from synapse.module_api.errors import Codes, RedirectException, SynapseError
@@ -24,8 +25,17 @@ STATUS_CANCELLED: Final = 499
 """Synapse's own status, in logs only, of a request that was cancelled because the client went away."""
 
 
+_MEDIA: Final = re.compile(
+    rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
+)
+
 CANNOT_CARRY: Final = "which CoAP cannot carry"
 """What the texts of the errors below say."""
+
+
+def is_media(path: bytes) -> bool:
+    """Whether the answer at a path is a file."""
+    return _MEDIA.match(path) is not None
 
 
 def not_carried(what: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079.cbor import MAX_INTEGER, MIN_INTEGER, decode, encode
+from synapse_lb.msc3079.cbor_shapes import MAX_SHAPE_CHARACTERS, MAX_SHAPE_KEYS, MAX_SHAPES, SHAPES
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.keys_v1 import KEY_TO_INTEGER
 from tests.msc3079.strategies import JSON_VALUES, PROPERTY, same, settled
@@ -233,3 +234,41 @@ class OddValueTests(SynchronousTestCase):
         looped: dict[str, Any] = {}
         looped["a"] = (looped,)
         self.assertRaises(CborError, encode, looped, lossy=True)
+
+
+class ShapesTests(SynchronousTestCase):
+    """What is kept of maps that were written before changes nothing, and is bounded."""
+
+    def setUp(self) -> None:
+        self.plans = SHAPES[None, True].plans
+        self.plans.clear()
+
+    def test_again(self) -> None:
+        """The second map with the same keys is written as the first, whatever their order and the values."""
+        for items in ({"b": 1, "aa": "x", "a": {}}, {"b": [None], "aa": {"é": 1.5}, "a": "y"}):
+            for _ in range(2):
+                for value in (items, dict(reversed(items.items()))):
+                    self.assertEqual(encode(value), cbor2.dumps(value, canonical=True))
+
+    def test_keys_that_are_equal_and_not_the_same(self) -> None:
+        """1, True and "1" are written as `json` writes them, whatever was written before."""
+        for key, text in ((1, "1"), (True, "true"), ("1", "1"), (None, "null"), (1, "1"), (True, "true")):
+            self.assertEqual(encode({key: 0}), encode({text: 0}))
+        self.assertEqual(list(self.plans), [("1",), ("true",), ("null",)])
+
+    def test_lossy(self) -> None:
+        """A key that can only be written with a loss is refused where nothing may be lost, before and after."""
+        for _ in range(2):
+            self.assertRaises(CborError, encode, {"\ud800": 1})
+            self.assertEqual(decode(encode({"\ud800": 1}, lossy=True)).value, {"\ufffd": 1})
+
+    def test_bounded(self) -> None:
+        """All are forgotten when there are too many; what is large is not kept."""
+        encode({f"k{number}": number for number in range(MAX_SHAPE_KEYS + 1)})
+        encode({"k" * (MAX_SHAPE_CHARACTERS + 1): 1})
+        self.assertEqual(len(self.plans), 0)
+        for number in range(MAX_SHAPES):
+            encode({f"k{number}": number})
+        self.assertEqual(len(self.plans), MAX_SHAPES)
+        encode({"one more": 1})
+        self.assertEqual(list(self.plans), [("one more",)])

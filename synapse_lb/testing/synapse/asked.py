@@ -10,7 +10,7 @@ from typing import Any, Final
 import attrs
 from synapse.http.site import SynapseRequest
 
-from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver import answers
 from synapse_lb.msc3079.codes import METHOD_TO_CODE
 from synapse_lb.msc3079.messages import NO_BODY
 from synapse_lb.testing.synapse.errors import NotOverCoap, Reason
@@ -105,7 +105,7 @@ class Asked:
         """
         if not is_served(self.target):
             raise NotOverCoap(Reason.API, self.target.partition(b"?")[0].decode("ascii"))
-        if hooks.MEDIA.match(self.target):
+        if answers.is_media(self.target):
             raise NotOverCoap(Reason.ANSWER, "media")
         if self.method not in METHOD_TO_CODE:
             raise NotOverCoap(Reason.METHOD, self.method)

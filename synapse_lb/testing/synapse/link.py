@@ -83,6 +83,9 @@ class Association:
         self.counters.bytes_received += len(data)
         self.handler.message_received(self._number, data)
 
+    def use_compact(self) -> None:
+        """Records have no headers here that could be shorter."""
+
     def close(self) -> Deferred[None]:
         """End the association."""
         self._port.end(self._number)
