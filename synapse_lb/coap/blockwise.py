@@ -85,8 +85,8 @@ def named_body(options: Options) -> bytes | None:
     """Return the ETag by which a request names the body that it wants further blocks of, if it says nothing else.
 
     A request for a further block repeats what the first one said (RFC 7959 section 2.4), though the body's ETag says
-    it all. Where both ends have agreed so, it says that alone (docs/extensions.md, "Blocks"). No path and no query
-    would ask for the root, of which there are no blocks.
+    it all. Where both ends have agreed so, it says that alone (docs/extensions.md, "x1: further blocks"). No path
+    and no query would ask for the root, of which there are no blocks.
     """
     if OptionNumber.URI_PATH in options or OptionNumber.URI_QUERY in options:
         return None

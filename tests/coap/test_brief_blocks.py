@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Further blocks that are asked for by the body's ETag alone (docs/extensions.md, "Blocks")."""
+"""Further blocks that are asked for by the body's ETag alone (docs/extensions.md, "x1: further blocks")."""
 
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
+from typing import Final
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,10 +16,11 @@ from synapse_lb.coap.events import CoapRequest, CoapResponse, RequestReceived, R
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type
 from synapse_lb.coap.options import Options
-from synapse_lb.coap.tuning import Tuning
+from synapse_lb.coap.tuning import Limits, Tuning
 from tests.coap.bulk import BulkSimulation, shape
 from tests.coap.lockstep import Script, body
 
+DOCUMENT: Final = Path(__file__).resolve().parents[2] / "docs" / "extensions.md"
 WHOLE = body(2500)
 ETAG, PATH, QUERY = OptionNumber.ETAG, OptionNumber.URI_PATH, OptionNumber.URI_QUERY
 WHO, WHAT = 256, 65020
@@ -109,6 +113,27 @@ class ServerTests(SynchronousTestCase):
                     [(answer.code, answer.payload) for answer in refused],
                     [(Code.REQUEST_ENTITY_INCOMPLETE, b"")],
                 )
+
+    def test_document(self) -> None:
+        """The example of docs/extensions.md."""
+        text = DOCUMENT.read_text(encoding="utf-8").split("## x1: further blocks", 1)[1]
+        [block] = re.findall(r"^```\n(.*?)^```", text.split("\n## ", 1)[0], re.MULTILINE | re.DOTALL)
+        asked, answered = (
+            bytes.fromhex("".join(line.partition("   ")[0] for line in part.splitlines()))
+            for part in block.split("\n\n")
+        )
+        endpoint = Endpoint(random=random.Random(1), limits=Limits(block_szx=0))
+        first = Message(Type.CON, Code.GET, 1, b"t", Options.of((PATH, b"a")))
+        endpoint.receive("peer", first.encode(), 0.0)
+        event = endpoint.next_event()
+        assert isinstance(event, RequestReceived)
+        options = Options.of((ETAG, bytes.fromhex("0a1b2c3d")))
+        whole = b"the first block_further 16 bytesrest"
+        endpoint.respond(event.exchange, CoapResponse(Code.CONTENT, options, whole), 0.0)
+        endpoint.datagrams_to_send(0.0)
+        endpoint.receive("peer", asked, 0.0)
+        [(_, sent)] = endpoint.datagrams_to_send(0.0)
+        self.assertEqual(sent, answered)
 
     def test_each_has_its_own(self) -> None:
         """Two users of one association, whose bodies differ."""

@@ -96,7 +96,7 @@ CEILINGS: Final[dict[str, dict[str, Ceiling]]] = {
         "push": Ceiling(2, 50, 137 + AGE),
         "push_encrypted": Ceiling(2, 50, 432 + AGE),
         "keepalive": Ceiling(2, 50, 50),
-        "sync_initial": Ceiling(23, 440, round(15_880 * LARGE)),
+        "sync_initial": Ceiling(25, 620, round(15_880 * LARGE)),
         "sync_incremental": Ceiling(8, 288 + TOKENS, round(3_890 * LARGE)),
         "keys_query": Ceiling(5, 192, 3366 + 2 * CHANCE),
     },
