@@ -30,6 +30,9 @@ class Streams:
     Args:
         homeserver: the homeserver.
 
+    Attributes:
+        tracks_presence: whether it matters who is there.
+
     Raises:
         ConfigError: this version of Synapse lacks an attribute that is needed.
     """
@@ -44,6 +47,8 @@ class Streams:
         self._presence = hs.get_presence_handler()
         hooks.require(self._notifier, "user_to_user_stream")
         hooks.require(self._store, "process_replication_rows")
+        hooks.require(hs.config.server, "track_presence")
+        self.tracks_presence: Final[bool] = hs.config.server.track_presence
         self._afterwards = hooks.logging_context("low-bandwidth-presence", self._server_name)
         self._asking: dict[str, list[Deferred[Any]]] = {}
 

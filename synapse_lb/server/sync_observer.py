@@ -135,6 +135,7 @@ class SyncObserver:
         self.options: Final = options if options is not None else ObserveOptions()
         self.counters: Final = ObserverCounters()
         self._observations: dict[int, Observation] = {}
+        self._by_user: dict[str, dict[int, Observation]] = {}
 
     def __len__(self) -> int:
         return len(self._observations)
@@ -198,10 +199,16 @@ class SyncObserver:
     # For observations
 
     def admit(self, newcomer: Observation, user_id: str) -> bool:
-        """Find room for an observation of a user; it may take that of an older one."""
-        others = [each for each in self._observations.values() if each.user_id == user_id]
-        if len(others) < self.options.max_observations_per_user:
-            return True
+        """Find room for an observation of a user, whose it is from then on; it may take that of an older one."""
+        others = list(self._by_user.get(user_id, {}).values())
+        if len(others) >= self.options.max_observations_per_user and not self._make_room(newcomer, others):
+            return False
+        newcomer.user_id = user_id
+        self._by_user.setdefault(user_id, {})[newcomer.exchange] = newcomer
+        return True
+
+    def _make_room(self, newcomer: Observation, others: list[Observation]) -> bool:
+        """End the oldest of a user's observations that has the newcomer's token, or else the newcomer."""
         body = {"errcode": "M_LIMIT_EXCEEDED", "error": "Too many observations"}
         refusal = MatrixResponse(503, body, REFUSAL_DELAY)
         token = newcomer.observable.request.access_token
@@ -216,7 +223,13 @@ class SyncObserver:
 
     def forget(self, exchange: int) -> None:
         """An observation has ended."""
-        self._observations.pop(exchange, None)
+        observation = self._observations.pop(exchange, None)
+        if observation is None or observation.user_id is None:
+            return
+        of_user = self._by_user[observation.user_id]
+        del of_user[exchange]
+        if not of_user:
+            del self._by_user[observation.user_id]
 
 
 class Observation:
@@ -312,7 +325,6 @@ class Observation:
             return
         try:
             if observer.admit(self, subscription.user_id):
-                self.user_id = subscription.user_id
                 await self._observe(subscription)
         finally:
             subscription.close()

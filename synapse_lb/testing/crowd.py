@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import cProfile
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from synapse.module_api import (
-    DirectServeJsonResource,
-    ModuleApi,
-    parse_json_object_from_request,
-)
-
 PATH = "/_synapse/client/crowd"
+
+Work = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""From the body of a request to that of its answer."""
 
 
 class CrowdModule:
@@ -32,23 +30,18 @@ class CrowdModule:
         api: Synapse's module API.
     """
 
-    def __init__(self, config: Any, api: ModuleApi) -> None:
-        api.register_web_resource(f"{PATH}/users", _UsersResource(api))
-        api.register_web_resource(f"{PATH}/profile", _ProfileResource())
+    def __init__(self, config: Any, api: Any) -> None:
+        self._api = api
+        self._profile: cProfile.Profile | None = None
+        api.register_web_resource(f"{PATH}/users", _resource(self._make_users))
+        api.register_web_resource(f"{PATH}/profile", _resource(self._write_profile))
 
     @staticmethod
     def parse_config(config: Any) -> Any:
         """Take what there is: nothing."""
         return config
 
-
-class _UsersResource(DirectServeJsonResource):
-    def __init__(self, api: ModuleApi) -> None:
-        super().__init__()
-        self._api = api
-
-    async def _async_render_POST(self, request: Any) -> tuple[int, Any]:
-        asked = parse_json_object_from_request(request)
+    async def _make_users(self, asked: dict[str, Any]) -> dict[str, Any]:
         users = []
         for name in asked["names"]:
             user_id = await self._api.register_user(name)
@@ -56,16 +49,10 @@ class _UsersResource(DirectServeJsonResource):
             if asked["room_id"] is not None:
                 await self._api.update_room_membership(user_id, user_id, asked["room_id"], "join")
             users.append({"user_id": user_id, "access_token": token})
-        return 200, {"users": users}
+        return {"users": users}
 
-
-class _ProfileResource(DirectServeJsonResource):
-    def __init__(self) -> None:
-        super().__init__()
-        self._profile: cProfile.Profile | None = None
-
-    async def _async_render_POST(self, request: Any) -> tuple[int, Any]:
-        path = parse_json_object_from_request(request)["path"]
+    async def _write_profile(self, asked: dict[str, Any]) -> dict[str, Any]:
+        path = asked["path"]
         if path is None:
             self._profile = cProfile.Profile(time.thread_time)
             self._profile.enable()
@@ -73,4 +60,16 @@ class _ProfileResource(DirectServeJsonResource):
             self._profile.disable()
             self._profile.dump_stats(path)
             self._profile = None
-        return 200, {}
+        return {}
+
+
+def _resource(work: Work) -> Any:
+    """A resource that answers POST."""
+    # Imported late: what is in this room is there without Synapse, too.
+    from synapse.module_api import DirectServeJsonResource, parse_json_object_from_request
+
+    class Resource(DirectServeJsonResource):
+        async def _async_render_POST(self, request: Any) -> tuple[int, Any]:
+            return 200, await work(parse_json_object_from_request(request))
+
+    return Resource()

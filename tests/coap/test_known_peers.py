@@ -65,6 +65,14 @@ class Strangers(SynchronousTestCase):
         self.assertTrue(self.goes_on("dave"))
         self.assertTrue(self.goes_on("bob"))
 
+    def test_who_goes_on_with_the_oldest_keeps_it(self) -> None:
+        for name in ("alice", "bob", "carol", "dave"):
+            self.begins(name)
+        self.assertTrue(self.goes_on("alice"))
+        self.assertEqual(self.endpoint._responder.reassembly.total_bytes, 64)
+        self.assertFalse(self.goes_on("bob"))
+        self.assertTrue(self.goes_on("carol"))
+
     def test_who_is_known_no_more(self) -> None:
         self.knows("bob")
         self.knows("bob", known=False)

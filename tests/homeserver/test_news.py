@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.homeserver import hooks
-from synapse_lb.homeserver.news import TEND_INTERVAL, Subscription, SynapseNews
+from synapse_lb.homeserver.news import TEND_AT_ONCE, TEND_INTERVAL, TEND_PAUSE, Subscription, SynapseNews
 from synapse_lb.homeserver.streams import Streams
 from synapse_lb.msc3079.messages import MatrixResponse
 
@@ -47,11 +47,12 @@ class Synapse:
         self.owners = {"token": ("@alice:x", "DEV")}
         self.present: list[tuple[str, str | None, str]] = []
         self.appeared = 0
+        self.tracks_presence = True
         self.appearing: Deferred[None] = succeed(None)
 
     def homeserver(self) -> hooks.Homeserver:
         hs = SimpleNamespace(
-            config=None,
+            config=SimpleNamespace(server=SimpleNamespace(track_presence=self.tracks_presence)),
             get_auth=lambda: self,
             get_datastores=lambda: SimpleNamespace(main=self),
             get_notifier=lambda: self,
@@ -274,6 +275,34 @@ class NewsTests(SynchronousTestCase):
             self.subscribe(presence=presence)
         self.clock.advance(TEND_INTERVAL)
         self.assertEqual(self.synapse.appeared, 0)
+
+    def test_a_homeserver_that_does_not_track_presence(self) -> None:
+        """Nothing is done for it then, neither at first nor now and then."""
+        self.synapse.tracks_presence = False
+        self.news = SynapseNews(Streams(self.synapse.homeserver()), self.clock)
+        self.subscribe(presence="online")
+        self.clock.advance(TEND_INTERVAL)
+        self.assertEqual(self.synapse.appeared, 0)
+
+    def test_many_are_tended_by_and_by(self) -> None:
+        """So many in a turn, each once, and those that have ended meanwhile never."""
+        count = 2 * TEND_AT_ONCE + 10
+        self.synapse.owners = {f"t{number}": (f"@u{number}:x", "DEV") for number in range(count)}
+        subscriptions = [self.subscribe(token, presence="online") for token in self.synapse.owners]
+        self.clock.advance(TEND_INTERVAL)
+        self.assertEqual(self.synapse.appeared, count + TEND_AT_ONCE)
+        subscriptions[-1].close()
+        self.clock.advance(TEND_PAUSE)
+        self.assertEqual(self.synapse.appeared, count + 2 * TEND_AT_ONCE)
+        self.clock.advance(TEND_PAUSE)
+        self.assertEqual(self.synapse.appeared, count + count - 1)
+        self.clock.advance(TEND_PAUSE)
+        self.assertEqual(self.synapse.appeared, count + count - 1)
+        self.clock.advance(TEND_INTERVAL)
+        self.assertEqual(self.synapse.appeared, count + count - 1 + TEND_AT_ONCE)
+        for subscription in subscriptions:
+            subscription.close()
+        self.assertEqual((self.synapse.present, self.clock.getDelayedCalls()), ([], []))
 
     def test_presence_that_comes_too_late(self) -> None:
         self.synapse.appearing = Deferred()

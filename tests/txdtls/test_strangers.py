@@ -280,6 +280,16 @@ class CrowdTests(StrangersTestCase):
         self.come("192.0.2.2")
         self.assertEqual(self.losses, [(CROWD + 1, errors.Evicted)])
 
+    def test_another_address_s_room_is_its_own(self) -> None:
+        """Where there are too many of one address, a crowd at another one makes no room for them."""
+        self.server = self.serve(ServerOptions(max_associations_per_source=CROWD + 1))
+        self.crowd(CROWD + 1)
+        for number in range(CROWD + 1):
+            self.come("192.0.2.1", 4000 + number)
+            self.server.trust(CROWD + 2 + number)
+        self.come("192.0.2.1", 9000)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+
     def test_known_ones_are_no_crowd(self) -> None:
         self.server = self.serve(ServerOptions(max_associations=2 * CROWD))
         self.crowd(2 * CROWD)

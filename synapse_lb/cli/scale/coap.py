@@ -121,13 +121,16 @@ class CoapCrowd:
             progress: is told how many there are.
         """
 
+        made: dict[str, CoapClient] = {}
+
         async def observer(token: str) -> None:
             client = await self.connect()
-            self.clients.append(client)
             await self.observe(client, token, since)
-            progress(len(self.clients))
+            made[token] = client
+            progress(len(self.clients) + len(made))
 
         await in_parallel([partial(observer, token) for token in tokens], AT_ONCE)
+        self.clients += [made[token] for token in tokens]
 
     # -- asking
 

@@ -139,16 +139,18 @@ class HttpsCrowd:
     async def grow(self, tokens: list[str], since: str, progress: Callable[[int], None]) -> None:
         """Make a client for each access token, which polls from then on."""
 
+        made: dict[str, Poller] = {}
+
         async def poller(token: str) -> None:
             connection = await connect(self._reactor, *self._address)
             # TLS is complete, and all is as it is for a client that has been there for a while.
             await connection.ask("GET", "/_matrix/client/v3/account/whoami", token)
-            client = Poller(connection, token, since)
-            self.clients.append(client)
+            client = made[token] = Poller(connection, token, since)
             Deferred.fromCoroutine(self._poll(client)).addErrback(self._failed)
-            progress(len(self.clients))
+            progress(len(self.clients) + len(made))
 
         await in_parallel([partial(poller, token) for token in tokens], AT_ONCE)
+        self.clients += [made[token] for token in tokens]
 
     async def _poll(self, client: Poller) -> None:
         while True:
