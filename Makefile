@@ -13,11 +13,17 @@ RUN = $(VENV)/bin/python -m tools.checks
 # What `make test` runs, of the tests: dotted names, as `python -m twisted.trial` takes them.
 TESTS ?= tests,-tests.clients
 
+# What `make test-synapse` runs, and against which source tree of Synapse (default: its sdist, fetched with pip).
+SYNAPSE_TREE ?=
+SYNAPSE_TESTS ?= tests.rest.client
+SYNAPSE_WORDS ?= version1
+
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS ?= $(notdir $(wildcard tests/fuzz/corpus/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz test test-oldest test-e2e clients lint types demo-check format wheel clean venv venv-oldest
+.PHONY: help demo demo-workers fuzz test test-oldest test-synapse test-e2e clients lint types demo-check demo-workers-check format wheel \
+	clean venv venv-oldest
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -27,11 +33,17 @@ help: ## say what can be made
 demo: venv ## watch two clients talk over CoAP to a real, throw-away Synapse
 	@$(VENV)/bin/synapse-lb demo
 
+demo-workers: venv ## the same, spread over two workers of a Synapse with PostgreSQL and Redis
+	@$(VENV)/bin/python -m tools.demo_workers
+
 test: venv ## lint, types and all tests, with the newest Synapse
 	@$(RUN) --name newest lint types tests=$(TESTS)
 
 test-oldest: venv-oldest ## all tests with the oldest supported Synapse and libraries
 	@$(VENV_OLDEST)/bin/python -m tools.checks --name oldest tests=$(TESTS)
+
+test-synapse: venv ## Synapse's own REST tests over CoAP, from the tree SYNAPSE_TREE or from Synapse's sdist
+	@$(VENV)/bin/python -m tools.synapse_tests --tree "$(SYNAPSE_TREE)" --words $(SYNAPSE_WORDS) $(SYNAPSE_TESTS)
 
 test-e2e: venv clients ## the Matrix clients of others through the proxy, one of them in a browser
 	@$(RUN) --name clients tests=tests.clients
@@ -42,6 +54,9 @@ fuzz: venv ## coverage-guided fuzzing, FUZZ_SECONDS (600) for each of FUZZ_TARGE
 
 demo-check: venv ## the demo as a check: it must end well by itself
 	@$(RUN) --name demo demo
+
+demo-workers-check: venv ## the same of demo-workers
+	@$(RUN) --name demo-workers demo-workers
 
 lint: venv ## ruff: style, likely bugs, formatting
 	@$(RUN) --name lint lint

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Runs checks one after the other, shows their output as it comes, and ends with one line that counts them all.
 
-    python -m tools.checks --name NAME STEP...     lint | types | demo | tests=NAME[,NAME...]
+    python -m tools.checks --name NAME STEP...     lint | types | demo | demo-workers | tests=NAME[,NAME...]
     python -m tools.checks --total NAME...         the counts of these earlier runs, added up
 
-A step that counts nothing itself (lint, types, demo) is one check. A test run that ends without having said what
+A step that counts nothing itself (lint, types, the demos) is one check. A test run that ends without having said what
 happened (a crash, a hang) is one failed check. With `CI` in the environment a skipped test is a failed one: there,
 everything that the tests want is installed. Only the standard library is used, so that `--total` runs anywhere.
 """
@@ -26,7 +26,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "artifacts" / "results"
 SOURCES: Final = ("synapse_lb", "tests", "tools")
 
-DEADLINE: Final[dict[str, float]] = {"lint": 120, "types": 300, "demo": 180, "tests": 2400}
+DEADLINE: Final[dict[str, float]] = {
+    "lint": 120,
+    "types": 300,
+    "demo": 180,
+    "demo-workers": 300,
+    "tests": 2400,
+}
 """Seconds after which a step is ended and counted as failed."""
 
 output: int | None = None
@@ -147,6 +153,8 @@ def step(run_name: str, wanted: str) -> Outcome:
         return simple("types", (python, "-m", "mypy"))
     if wanted == "demo":
         return simple("demo", (python, "-m", "synapse_lb.cli.main", "demo"))
+    if wanted == "demo-workers":
+        return simple("demo-workers", (python, "-m", "tools.demo_workers"))
     kind, _, names = wanted.partition("=")
     if kind != "tests" or not names:
         raise SystemExit(f"no such step: {wanted}")

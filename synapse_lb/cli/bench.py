@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from synapse_lb.cli.main import Subparsers
 
-BENCHES: Final[tuple[str, ...]] = ("wire", "bulk", "observe", "slow", "junk", "scale")
+BENCHES: Final[tuple[str, ...]] = ("wire", "bulk", "observe", "slow", "junk", "scale", "soak", "fairness")
 """What can be measured, in the order in which `--help` shows it; each in its module `bench_NAME`."""
 
 

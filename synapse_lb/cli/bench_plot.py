@@ -74,7 +74,7 @@ def figure(results: Results) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-        _text(14, _TOP + _HEIGHT / 2, "seconds, handshake included", "middle", turned=True),
+        label(14, _TOP + _HEIGHT / 2, "seconds, handshake included", "middle", turned=True),
     ]
     for number, rtt in enumerate(rtts):
         parts += _axes(number, rtt, losses, scale)
@@ -102,15 +102,15 @@ def _axes(number: int, rtt: float, losses: list[float], scale: _Scale) -> list[s
     left = _LEFT + number * (_PANEL + _GAP)
     parts = [
         f'<rect x="{left}" y="{_TOP}" width="{_PANEL}" height="{_HEIGHT}" fill="none" stroke="#888888"/>',
-        _text(left + _PANEL / 2, _TOP - 12, f"RTT {rtt:g} ms", "middle"),
+        label(left + _PANEL / 2, _TOP - 12, f"RTT {rtt:g} ms", "middle"),
     ]
     for tick in scale.ticks():
         y = scale.y(tick)
         parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + _PANEL}" y2="{y:.1f}" stroke="#dddddd"/>')
         if number == 0:
-            parts.append(_text(left - 6, y + 4, f"{tick:g}", "end"))
+            parts.append(label(left - 6, y + 4, f"{tick:g}", "end"))
     for loss in losses:
-        parts.append(_text(_x(number, loss, losses), _TOP + _HEIGHT + 18, f"{loss:g} % loss", "middle"))
+        parts.append(label(_x(number, loss, losses), _TOP + _HEIGHT + 18, f"{loss:g} % loss", "middle"))
     return parts
 
 
@@ -133,10 +133,11 @@ def _legend(results: Results, names: list[str]) -> list[str]:
         parts.append(
             f'<line x1="{x}" y1="{y - 4}" x2="{x + 24}" y2="{y - 4}" stroke="{colour}" stroke-width="3"/>'
         )
-        parts.append(_text(x + 32, y, results.titles[name], "start"))
+        parts.append(label(x + 32, y, results.titles[name], "start"))
     return parts
 
 
-def _text(x: float, y: float, text: str, anchor: str, turned: bool = False) -> str:
+def label(x: float, y: float, text: str, anchor: str, turned: bool = False) -> str:
+    """Some text of a figure; turned, it is read from below."""
     turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#222222"{turn}>{escape(text)}</text>'

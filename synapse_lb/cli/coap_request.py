@@ -103,7 +103,7 @@ def _compressed(body: bytes, options: Options) -> tuple[int | None, bytes]:
         secret = takes_or_gives_secrets(expand(path))
     except MscError:
         return None, body
-    return (None, body) if secret else compressed(value, body)
+    return (None, body) if secret else compressed(value, body, request=True)
 
 
 def _with_path_code(options: Options) -> Options:

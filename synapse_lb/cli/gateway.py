@@ -77,6 +77,7 @@ def _add_advertisement(group: argparse._ArgumentGroup) -> None:
         "--no-tcp", action="store_true", help="no reverse proxy: --advertise names one of your own"
     )
     group.add_argument("--no-observe", action="store_true", help="/sync cannot be observed")
+    group.add_argument("--no-x1", action="store_true", help="clients may not choose x1")
     group.add_argument(
         "--x-forwarded-for",
         action="store_true",
@@ -192,6 +193,7 @@ def read_options(arguments: argparse.Namespace) -> ServiceOptions:
         tcp=not arguments.no_tcp,
         forwarded_for=arguments.x_forwarded_for,
         observe=not arguments.no_observe,
+        x1=not arguments.no_x1,
         poll_timeout=arguments.poll_timeout,
         timeout=arguments.timeout,
         max_requests=arguments.max_requests,

@@ -116,6 +116,7 @@ class Channel:
     def attach(self, association: ClientAssociation) -> None:
         """Take the association whose handshake has just been completed."""
         self._association = association
+        self.sticky.x1.when_in_force(association.use_compact)
         self._endpoint.set_peer(
             _SERVER,
             max_message_size=association.max_message_size,

@@ -88,7 +88,9 @@ class Dialect:
                     brief=brief,
                 )
                 carried.definitions[:] = written.definitions
-                return CoapRequest(written.code, Options.of(*written.options), written.payload)
+                return CoapRequest(
+                    written.code, Options.of(*written.options), written.payload, brief_blocks=True
+                )
             return self._version_1(method, path, pairs, json, carried)
         except MappingError as error:
             raise BadRequest(error.message) from error

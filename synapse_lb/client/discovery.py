@@ -162,7 +162,10 @@ class Discovery:
             response = await self._https.fetch("GET", url, headers=_ACCEPT)
             if response.status not in _REDIRECTS:
                 break
-            url = urljoin(url, response.header("location") or "")
+            try:
+                url = urljoin(url, response.header("location") or "")
+            except ValueError as error:
+                raise DiscoveryError(f"{url} leads nowhere: {error}") from error
             _check_url(url, server)
         if response.status == 404:
             return server
@@ -265,4 +268,8 @@ def _discovered(base_url: str, versions: Mapping[str, Any]) -> Discovered:
         return Discovered(base_url, None)
     host = urlsplit(base_url).hostname or ""
     address = f"[{host}]" if ":" in host else host
-    return Discovered(base_url, parse_server(f"coaps://{address}:{port}"), dict(advertised))
+    try:
+        found = parse_server(f"coaps://{address}:{port}")
+    except BadUri as error:
+        raise DiscoveryError(f"{base_url} is no address for CoAP: {error}") from error
+    return Discovered(base_url, found, dict(advertised))

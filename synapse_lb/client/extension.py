@@ -9,7 +9,7 @@ welcome, in a request that any server understands.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, Final, Literal
 
@@ -80,11 +80,16 @@ class X1Sender:
         self._extensions = extensions
         self._told = False
         self._knows = False
+        self._in_force: Callable[[], None] | None = None
 
     @property
     def book(self) -> AliasBook | None:
         """The aliases for answers, whose bodies may be of x1 if they have no Content-Format; None if none can be."""
         return self.aliases if self._told else None
+
+    def when_in_force(self, call: Callable[[], None]) -> None:
+        """Have this called when the server has answered in x1: then it has all that belongs to it."""
+        self._in_force = call
 
     def words(self) -> Words:
         """How a request is written that is sent now."""
@@ -114,6 +119,8 @@ class X1Sender:
         written = OptionNumber.CONTENT_FORMAT not in response.options and bool(response.payload)
         if words is Words.OFFER and self._extensions.speaks_x1 is None and response.payload:
             self._extensions.speaks_x1 = written and is_success(response.code)
+        if words is Words.OFFER and written and is_success(response.code):
+            self._note_in_force()
         if not words.are_x1:
             return
         if is_success(response.code):
@@ -122,9 +129,21 @@ class X1Sender:
         elif written:
             # The endpoint's own errors, before the gateway has seen the request, have no payload.
             self._knows = True
+        if self._knows:
+            self._note_in_force()
         if response.code == Code.BAD_REQUEST:
-            # Perhaps the server does not know an alias that it should.
+            # Perhaps the server does not know an alias that it should, or not for this user.
             self.aliases.forget_known()
+            self.aliases.forget_peers()
+
+    def another_user(self) -> None:
+        """Requests are another user's from now on, for whom the server does not know the aliases so far."""
+        self.aliases.forget_known()
+        self.aliases.forget_peers()
+
+    def _note_in_force(self) -> None:
+        if self._in_force is not None:
+            self._in_force()
 
     def unreadable(self) -> None:
         """Take note of an answer that cannot be read: perhaps the server takes an alias for known that is not.

@@ -187,7 +187,10 @@ class HttpsTransport:
             body = b""
         own = path.partition("?")[2]
         limit = self._limits.timeout + _long_poll((*query, *parse_qsl(own)))
-        url = base_url + path + ((("&" if own else "?") + urlencode(query)) if query else "")
+        try:
+            url = base_url + path + ((("&" if own else "?") + urlencode(query)) if query else "")
+        except UnicodeEncodeError as error:
+            return _failed(errors.BadRequest(f"the query is no Unicode: {error}"))
         return self.fetch(method, url, headers=headers, body=body, timeout=limit).addCallback(matrix_answer)
 
     def close(self) -> Deferred[None]:
@@ -387,7 +390,7 @@ def _long_poll(query: Sequence[tuple[str, str]]) -> float:
     """Seconds that the server may hold the answer back."""
     for name, value in query:
         if name == "timeout" and value.isascii() and value.isdigit():
-            return min(int(value) / 1000, 3600.0)
+            return min(float(value) / 1000, 3600.0)  # of any number of digits, unlike `int`
     return 0.0
 
 

@@ -92,6 +92,8 @@ class StickySender:
             if self._carrying or self._carrying_lost:
                 # Either token may arrive last.
                 self._always = True
+            if self._token is not None:
+                self.x1.another_user()
             self._token = token
             self._token_known = False
         if self._token_known and not self._always:

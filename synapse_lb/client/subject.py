@@ -197,9 +197,9 @@ class MatrixSubject:
         if self.cursor is None:
             return None
         place = read.get(self.cursor.field) if isinstance(read, dict) else None
-        if not isinstance(place, str):
+        if not _is_place(place):
             raise BadResponse(f"the answer has no {self.cursor.field}")
-        return place
+        return str(place)
 
 
 @attrs.frozen
@@ -256,7 +256,18 @@ class RawSubject:
             return None
         body = decoded(read).body
         place = body.get(self.cursor.field) if isinstance(body, dict) else None
-        return place if isinstance(place, str) else None
+        return str(place) if _is_place(place) else None
+
+
+def _is_place(value: Any) -> bool:
+    """Whether it can be sent back: JSON may have texts that are no Unicode."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _name(argument: bytes) -> str:

@@ -81,6 +81,32 @@ def download_key(scope: Hashable, code: int, options: Options, sticky: Iterable[
     return BlockKey(scope, code, options.cache_key(*_UNKEYED_DOWNLOAD, *sticky))
 
 
+def named_body(options: Options) -> bytes | None:
+    """Return the ETag by which a request names the body that it wants further blocks of, if it says nothing else.
+
+    A request for a further block repeats what the first one said (RFC 7959 section 2.4), though the body's ETag says
+    it all. Where both ends have agreed so, it says that alone (docs/extensions.md, "x1: further blocks"). No path
+    and no query would ask for the root, of which there are no blocks.
+    """
+    if OptionNumber.URI_PATH in options or OptionNumber.URI_QUERY in options:
+        return None
+    return options.get(OptionNumber.ETAG)
+
+
+def is_another(message: Message, first: Message, *, brief: bool) -> bool:
+    """Whether a block is of another representation than the first one (RFC 7959 section 2.4).
+
+    Args:
+        message: With the block.
+        first: With the first block.
+        brief: Whether the block was asked for by the ETag, which its message need not repeat then.
+    """
+    etags = message.options.get_all(OptionNumber.ETAG)
+    if message.code != first.code:
+        return True
+    return etags != first.options.get_all(OptionNumber.ETAG) and not (brief and not etags)
+
+
 def asks_for_further_block(options: Options) -> bool:
     """Whether a request is for a block after the first (RFC 7959 section 2.4)."""
     value = options.get(OptionNumber.BLOCK2)

@@ -2,13 +2,14 @@
 """A bounded store of bodies: request bodies half received, or response bodies being fetched.
 
 Bounded in the number and the bytes per peer, in the bytes of all peers, and in time. Whatever was not touched for
-the longest goes first: of the same peer when the peer is over its bounds, of any peer when all are.
+the longest goes first: of the same peer when the peer is over its bounds; when all are, of any peer that is not known,
+and only if there is none, of one that is (`PeerSettings.known`). So strangers take nothing from others.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, TypeVar
 
 from attrs import define
@@ -86,6 +87,9 @@ class BodyStore(Generic[B]):
         self._on_expired = on_expired
         self._by_peer: dict[Peer, OrderedDict[BlockKey, B]] = {}
         self._all: OrderedDict[tuple[Peer, BlockKey], B] = OrderedDict()
+        self._strangers: OrderedDict[tuple[Peer, BlockKey], B] = (
+            OrderedDict()
+        )  # of them, perhaps of others too
         self._bytes_by_peer: dict[Peer, int] = {}
         self._bytes = 0
 
@@ -101,6 +105,10 @@ class BodyStore(Generic[B]):
         """Return an entry, or None."""
         return self._all.get((peer.peer, key))
 
+    def of(self, peer: PeerState) -> Iterable[B]:
+        """Return all entries of a peer."""
+        return self._by_peer.get(peer.peer, {}).values()
+
     def add(self, body: B, now: float) -> None:
         """Add an entry in place of one with its key, and let others go if it needs their room.
 
@@ -112,6 +120,8 @@ class BodyStore(Generic[B]):
         name = body.peer.peer
         self._by_peer.setdefault(name, OrderedDict())[body.key] = body
         self._all[name, body.key] = body
+        if not body.peer.settings.known:
+            self._strangers[name, body.key] = body
         body.peer.bodies += 1
         self._account(body, body.size)
         self.touch(body, now)
@@ -135,6 +145,8 @@ class BodyStore(Generic[B]):
         last = lifetime is None
         self._all.move_to_end((name, body.key), last=last)
         self._by_peer[name].move_to_end(body.key, last=last)
+        if (name, body.key) in self._strangers:
+            self._strangers.move_to_end((name, body.key), last=last)
         body.deadline = now + (self._bounds.lifetime if lifetime is None else lifetime)
         if body.timer is None or body.timer.deadline > body.deadline:
             self._core.timers.cancel(body.timer)
@@ -149,6 +161,7 @@ class BodyStore(Generic[B]):
         self._core.timers.cancel(body.further_timer)
         body.timer = None
         del self._all[name, body.key]
+        self._strangers.pop((name, body.key), None)
         entries = self._by_peer[name]
         del entries[body.key]
         body.peer.bodies -= 1
@@ -185,8 +198,24 @@ class BodyStore(Generic[B]):
         while len(entries) > bounds.count_per_peer or self._bytes_by_peer[name] > bounds.bytes_per_peer:
             if not self._evict_first(entries.values(), kept, now):
                 break
-        while self._bytes > bounds.bytes_total and self._evict_first(self._all.values(), kept, now):
-            pass
+        while self._bytes > bounds.bytes_total:
+            candidates = self._of_strangers(kept) or self._all.values()
+            if not self._evict_first(candidates, kept, now):
+                break
+
+    def _of_strangers(self, kept: B) -> Collection[B]:
+        """The entry of a stranger that goes next, if there is any but `kept`."""
+        found: Collection[B] = ()
+        known = []
+        for place, body in self._strangers.items():
+            if body.peer.settings.known:
+                known.append(place)
+            elif body is not kept and not body.pinned:
+                found = (body,)
+                break
+        for place in known:  # they are looked at once
+            del self._strangers[place]
+        return found
 
     def _evict_first(self, candidates: Collection[B], kept: B, now: float) -> bool:
         """Let the first of the candidates go that is not `kept`; return whether there was one."""

@@ -285,9 +285,10 @@ class Endpoint:
         rtt: float | None = None,
         longest_rtt: float | None = None,
         q_block: bool | None = None,
+        known: bool | None = None,
         now: float,
     ) -> None:
-        """Say what is known of the way to a peer. It is kept until `drop_peer`.
+        """Say what is known of a peer and the way to it. It is kept until `drop_peer`.
 
         Args:
             peer: Who.
@@ -296,6 +297,8 @@ class Endpoint:
             longest_rtt: Seconds that no round trip exceeds, where none could be measured.
             q_block: Whether requests to it offer Q-Block (RFC 9177), if `Tuning.q_block` is set. A peer that
                 refuses that gets them once more without, and no such offer from then on.
+            known: Whether the application knows who it is: where there is no room for the bodies of all peers, those
+                of others go first. None is known at first.
             now: Monotonic seconds.
 
         Raises:
@@ -315,6 +318,8 @@ class Endpoint:
             settings.rto.at_most(longest_rtt)
         if q_block is not None:
             settings.q_block = q_block
+        if known is not None:
+            settings.known = known
 
     def refuses_q_block(self, peer: Peer) -> bool:
         """Whether a peer has shown that it does not know Q-Block (RFC 9177): it answered 4.02 to a request that
@@ -354,6 +359,16 @@ class Endpoint:
     def open_exchanges(self) -> int:
         """How many requests are open, in both roles."""
         return len(self._core.exchanges)
+
+    @property
+    def reassembly_bytes(self) -> int:
+        """Bytes of request bodies that have come in part."""
+        return self._responder.reassembly.total_bytes
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of response bodies that are kept because they are being fetched."""
+        return self._responder.snapshots.total_bytes
 
     @property
     def counters(self) -> Counters:

@@ -36,6 +36,7 @@ class CoapRequest:
         confirmable: Whether it travels in Confirmable messages.
         q_block: Whether its response may be large enough for an offer of Q-Block, which takes three bytes, to a
             peer that `Endpoint.set_peer` names for it. A body of several blocks makes the offer in any case.
+        brief_blocks: Whether the peer is known to send further blocks to who names the body by its ETag alone.
     """
 
     code: int = field(repr=code_to_text)
@@ -43,6 +44,7 @@ class CoapRequest:
     payload: bytes = field(default=b"", repr=_length)
     confirmable: bool = True
     q_block: bool = field(default=True, repr=False, eq=False)
+    brief_blocks: bool = field(default=False, repr=False, eq=False)
 
 
 @frozen

@@ -32,12 +32,14 @@ class Queued:
         number: Of the block.
         szx: Its size exponent.
         token: Of the request.
+        brief: Whether the request named the body by its ETag alone.
     """
 
     snapshot: Snapshot
     number: int
     szx: int
     token: bytes
+    brief: bool
 
 
 @define(eq=False)

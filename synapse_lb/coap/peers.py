@@ -37,6 +37,7 @@ class PeerSettings:
         refuses_q_block: Whether it was, and does not know it.
         silent_until: Monotonic seconds; until then it gets no further body in Non-confirmable sets, since it did
             not answer one (PROBING_RATE, RFC 9177 section 7.2).
+        known: Whether the application knows who it is; what is kept for others makes room first.
     """
 
     max_message_size: int
@@ -44,6 +45,7 @@ class PeerSettings:
     q_block: bool = False
     refuses_q_block: bool = False
     silent_until: float = 0.0
+    known: bool = False
 
 
 @define(eq=False)

@@ -163,7 +163,7 @@ class QBlockClient:
             max_timeout=tuning.max_rto,
             adaptive=tuning.adaptive_rto,
         )
-        download = Download(message, block, window, tuning.max_payloads)
+        download = Download(message, block, window, tuning.max_payloads, brief=transfer.brief)
         transfer.fits(download.size)
         if download.whole:
             self._host.complete(exchange, message, download.body, now)
@@ -235,7 +235,7 @@ class QBlockClient:
         """Ask for these blocks, or for as many of them as have room in one message."""
         state, tuning = exchange.peer, self._core.tuning
         token = take_token(exchange, stream, now, tuning.exchange_lifetime)
-        options = transfer.q_block_options(uploading=False)
+        options = transfer.further_options(download.first, q_block=True)
         room = room_for_payload(transfer.code, options, None, state.settings.max_message_size, token)
         numbers = numbers[: max(1, room // _OPTION_SIZE)]
         for block in name_blocks(numbers, download.szx, download.count, tuning.max_payloads):

@@ -16,6 +16,7 @@ from typing import Final
 from attrs import define
 
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block
+from synapse_lb.coap.blockwise import is_another
 from synapse_lb.coap.congestion import CongestionWindow, Mark
 from synapse_lb.coap.errors import BlockOptionError, BlockwiseError
 from synapse_lb.coap.message import Message
@@ -57,12 +58,21 @@ class Download:
         block: Its Q-Block2 option.
         window: How many blocks may be under way.
         max_payloads: MAX_PAYLOADS.
+        brief: Whether further blocks are asked for by the ETag alone.
 
     Raises:
         BlockwiseError: The message does not say what it has to.
     """
 
-    def __init__(self, first: Message, block: Block, window: CongestionWindow, max_payloads: int) -> None:
+    def __init__(
+        self,
+        first: Message,
+        block: Block,
+        window: CongestionWindow,
+        max_payloads: int,
+        *,
+        brief: bool = False,
+    ) -> None:
         size = first.options.get_uint(OptionNumber.SIZE2)
         if size is None or block.number:
             raise BlockwiseError("the first block has no Size2, or is not the first")
@@ -75,6 +85,7 @@ class Download:
         if self.count > MAX_BLOCK_NUMBER + 1:
             raise BlockwiseError("the body has more blocks than have numbers")
         self._max_payloads = max_payloads
+        self._brief = brief
         self._parts: dict[int, bytes] = {}
         self._next = 1
         self._under_way: dict[int, Ask] = {}
@@ -94,9 +105,7 @@ class Download:
 
     def changed(self, message: Message) -> bool:
         """Whether a block is of another representation than the first one (RFC 7959 section 2.4)."""
-        return message.code != self.first.code or message.options.get_all(
-            OptionNumber.ETAG
-        ) != self.first.options.get_all(OptionNumber.ETAG)
+        return is_another(message, self.first, brief=self._brief)
 
     # --- asking ---
 

@@ -25,7 +25,7 @@ from collections.abc import Collection, Hashable, Iterable
 from typing import Protocol
 
 from synapse_lb.coap.block import Block
-from synapse_lb.coap.blockwise import download_key
+from synapse_lb.coap.blockwise import download_key, named_body
 from synapse_lb.coap.core import Core
 from synapse_lb.coap.deduplication import Seen
 from synapse_lb.coap.errors import BlockwiseError
@@ -127,7 +127,7 @@ class QBlockServer:
             kept = self._snapshots.get(state, key)
             if first.more or message.type is Type.CON or kept is None or not kept.pushed:
                 return options, message.payload
-        self._serve(state, message, seen, self._snapshots.find(state, key), blocks.wanted, now)
+        self._serve(state, message, seen, self._snapshots.find(state, key, options), blocks.wanted, now)
         return None
 
     def follow(self, exchange: ServerExchange, now: float) -> None:
@@ -171,19 +171,22 @@ class QBlockServer:
         numbers = numbers_of(wanted, blocks_in(len(snapshot.payload), szx), self._core.tuning.max_payloads)
         if not numbers:
             raise BlockwiseError("the blocks that are asked for are not in the body", Code.BAD_REQUEST)
+        brief = named_body(message.options) is not None
         if message.type is not Type.CON:
             state.dedup.settle(seen, None, harmless=True)
-            self._enqueue(state, snapshot, message.token, szx, numbers, now)
+            self._enqueue(state, snapshot, message.token, szx, numbers, now, brief=brief)
             return
-        block, options, payload = self._cut(snapshot, numbers[0], szx, now)
+        block, options, payload = self._cut(snapshot, numbers[0], szx, now, brief=brief)
         self._reply(state, message, seen, snapshot.code, options, payload, now, harmless=block.more)
         self._stream(state, snapshot, message.token, szx, numbers[1:], now)
 
-    def _cut(self, snapshot: Snapshot, number: int, szx: int, now: float) -> tuple[Block, Options, bytes]:
+    def _cut(
+        self, snapshot: Snapshot, number: int, szx: int, now: float, *, brief: bool = False
+    ) -> tuple[Block, Options, bytes]:
         """Return what goes into the message of one block, which is about to be sent."""
         block, payload = snapshot.cut(number << (szx + 4), szx)
-        options = snapshot.options
-        if OptionNumber.SIZE2 not in options:
+        options = Options() if brief else snapshot.options
+        if OptionNumber.SIZE2 not in options and not brief:
             options = options.with_uint(OptionNumber.SIZE2, len(snapshot.payload))
         self._counters.blocks_sent += 1
         # Unlike with Block2, the last block may arrive before others, which will be asked for again.
@@ -200,6 +203,8 @@ class QBlockServer:
         szx: int,
         numbers: Iterable[int],
         now: float,
+        *,
+        brief: bool = False,
     ) -> None:
         """Put blocks behind those that wait to be sent to the peer."""
         limits = self._core.limits
@@ -215,7 +220,7 @@ class QBlockServer:
             ):
                 self._counters.blocks_dropped += 1
                 continue
-            pacer.queue.append(Queued(snapshot, number, szx, token))
+            pacer.queue.append(Queued(snapshot, number, szx, token, brief))
             self._queued += 1
         pacer.asked(asked << (szx + 4), state.settings.rto.smoothed_rtt or 0.0, now)
         if pacer.timer is None:
@@ -229,7 +234,9 @@ class QBlockServer:
             self._queued -= 1
             if not self._snapshots.holds(queued.snapshot):
                 continue
-            _, options, payload = self._cut(queued.snapshot, queued.number, queued.szx, now)
+            _, options, payload = self._cut(
+                queued.snapshot, queued.number, queued.szx, now, brief=queued.brief
+            )
             message_id = state.take_message_id(now, tuning.non_lifetime)
             message = Message(Type.NON, queued.snapshot.code, message_id, queued.token, options, payload)
             self._core.send(state.peer, message)

@@ -66,7 +66,7 @@ class Upload:
         szx = self.transfer.upload_szx
         start = number << (szx + 4)
         block = Block(number, number + 1 < self.count, szx)
-        options = self.transfer.q_block_options(uploading=True)
+        options = self.transfer.upload_options()
         payload = self.transfer.payload[start : start + (16 << szx)]
         return options.with_option(OptionNumber.Q_BLOCK1, block.encode()), payload
 

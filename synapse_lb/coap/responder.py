@@ -40,6 +40,7 @@ from synapse_lb.coap.blockwise import (
     BlockKey,
     asks_for_further_block,
     download_key,
+    named_body,
     read_block,
     upload_key,
 )
@@ -278,9 +279,10 @@ class Responder:
         self, state: PeerState, message: Message, seen: Seen, key: BlockKey, wanted: Block, now: float
     ) -> None:
         """Answer with a further block of a body that is kept."""
-        snapshot = self.snapshots.find(state, key)
+        snapshot = self.snapshots.find(state, key, message.options)
         block, payload = snapshot.cut(wanted.offset, min(wanted.szx, self._core.limits.block_szx))
-        options = snapshot.options.with_option(OptionNumber.BLOCK2, block.encode())
+        options = Options() if named_body(message.options) is not None else snapshot.options
+        options = options.with_option(OptionNumber.BLOCK2, block.encode())
         self._counters.blocks_sent += 1
         # Once the last block is sent, the body goes soon.
         self._reply(state, message, seen, snapshot.code, options, payload, now, harmless=block.more)

@@ -28,7 +28,7 @@ from hashlib import blake2b
 from attrs import define, frozen
 
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block
-from synapse_lb.coap.blockwise import BlockKey, fitting_szx, room_for_payload
+from synapse_lb.coap.blockwise import BlockKey, fitting_szx, named_body, room_for_payload
 from synapse_lb.coap.bodies import Body, BodyStore, Bounds
 from synapse_lb.coap.core import Core
 from synapse_lb.coap.errors import BlockwiseError
@@ -237,16 +237,32 @@ class Snapshots:
         previous = self._store.get(snapshot.peer, snapshot.key)
         return previous is not None and previous.pinned
 
-    def find(self, state: PeerState, key: BlockKey) -> Snapshot:
+    def find(self, state: PeerState, key: BlockKey, options: Options) -> Snapshot:
         """Return the body of which a further block is asked for.
+
+        Args:
+            state: By whom.
+            key: Of the request for it.
+            options: Of that request, which may name the body by its ETag alone.
 
         Raises:
             BlockwiseError: There is none (4.08).
         """
-        snapshot = self._store.get(state, key)
+        etag = named_body(options)
+        snapshot = self._store.get(state, key) if etag is None else self._named(state, key, etag)
         if snapshot is None:
             raise BlockwiseError("the body is not kept any more")
         return snapshot
+
+    def _named(self, state: PeerState, key: BlockKey, etag: bytes) -> Snapshot | None:
+        """The body with this ETag that was asked for in the same name, by the same method."""
+        for snapshot in self._store.of(state):
+            its = snapshot.key
+            if (its.scope, its.code) == (key.scope, key.code) and snapshot.options.get(
+                OptionNumber.ETAG
+            ) == etag:
+                return snapshot
+        return None
 
     def get(self, state: PeerState, key: BlockKey) -> Snapshot | None:
         """Return a body, or None."""

@@ -33,7 +33,13 @@ from __future__ import annotations
 from typing import Final
 
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, MAX_SZX, Block, largest_szx
-from synapse_lb.coap.blockwise import TRANSFER_OPTIONS, fitting_szx, read_block, room_for_payload
+from synapse_lb.coap.blockwise import (
+    TRANSFER_OPTIONS,
+    fitting_szx,
+    is_another,
+    read_block,
+    room_for_payload,
+)
 from synapse_lb.coap.errors import (
     BlockwiseError,
     BodyTooLarge,
@@ -50,6 +56,17 @@ RESPONSE_OVERHEAD: Final = 64
 
 MAX_RESTARTS: Final = 2
 """How often a download is begun anew because the representation changes under it (RFC 7959 section 2.4)."""
+
+_SAID_BY_ETAG: Final = (
+    OptionNumber.ETAG,
+    OptionNumber.OBSERVE,
+    OptionNumber.URI_PATH,
+    OptionNumber.URI_QUERY,
+    OptionNumber.CONTENT_FORMAT,
+    OptionNumber.ACCEPT,
+    OptionNumber.REQUEST_TAG,
+)
+"""What a request for a further block need not repeat if it names the body by its ETag, and that."""
 
 _SAFE_METHODS: Final = frozenset({Code.GET, Code.FETCH})
 _MAX_SIZE1: Final = 0xFFFFFFFF
@@ -184,15 +201,35 @@ class Transfer:
         """The whole request body."""
         return self._payload
 
-    def q_block_options(self, *, uploading: bool) -> Options:
-        """Return the options that the messages with, or for, Q-Block blocks have in common."""
+    def upload_options(self) -> Options:
+        """Return the options that the messages with Q-Block1 blocks have in common."""
         options = self._options
         if self.request_tag is not None:
             options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
-        if not uploading:
-            # Blocks are asked for as they are: no 2.03 in their place, and no observation of them (4.4, 4.5).
-            return options.without(OptionNumber.ETAG, OptionNumber.OBSERVE)
         return self._with_offer(options.with_uint(OptionNumber.SIZE1, len(self._payload)))
+
+    @property
+    def brief(self) -> bool:
+        """Whether further blocks are asked for by the ETag alone, if there is one."""
+        return self.request.brief_blocks
+
+    def further_options(self, first: Message, *, q_block: bool = False) -> Options:
+        """Return what a request for a further block says besides which block.
+
+        Args:
+            first: The message with the first block.
+            q_block: Whether by Q-Block2.
+        """
+        etag = first.options.get(OptionNumber.ETAG) if self.brief else None
+        if etag is not None:
+            return self._options.without(*_SAID_BY_ETAG).with_option(OptionNumber.ETAG, etag)
+        options = self._options
+        if self.request_tag is not None:
+            options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
+        if q_block:
+            # Blocks are asked for as they are: no 2.03 in their place (RFC 9177 section 4.4).
+            options = options.without(OptionNumber.ETAG)
+        return options.without(OptionNumber.OBSERVE)  # RFC 7959 section 2.6, RFC 9177 section 4.5
 
     def uploaded(self) -> None:
         """Note that the request body has come through by Q-Block1, or that the peer does not want it."""
@@ -240,9 +277,8 @@ class Transfer:
 
     def _next_download(self) -> tuple[Options, bytes]:
         number = len(self._body) >> (self._down_szx + 4)
-        options = self._options.without(OptionNumber.OBSERVE)  # RFC 7959 section 2.6
-        if self.request_tag is not None:
-            options = options.with_option(OptionNumber.REQUEST_TAG, self.request_tag)
+        assert self._first is not None
+        options = self.further_options(self._first)
         return options.with_option(OptionNumber.BLOCK2, Block(number, False, self._down_szx).encode()), b""
 
     def _current_block(self) -> Block:
@@ -279,7 +315,7 @@ class Transfer:
         """
         options = self._options.without(OptionNumber.OBSERVE)
         transfer = Transfer(
-            CoapRequest(self.code, options),
+            CoapRequest(self.code, options, brief_blocks=self.brief),
             block_szx=self._block_szx,
             max_message_size=self._max_message_size,
             max_response_body=self._max_body,
@@ -346,7 +382,7 @@ class Transfer:
             return self._without_blocks(message)
         if self._first is not None and message.code != self._first.code and not is_success(message.code):
             return self._without_blocks(message)
-        if self._first is not None and self._changed(message, self._first):
+        if self._first is not None and is_another(message, self._first, brief=self.brief):
             self._restart()
             return None
         if block2.offset != len(self._body):
@@ -377,12 +413,6 @@ class Transfer:
         if len(message.payload) > self._max_body:
             raise BodyTooLarge(self._max_body)
         return self.response_of(message, message.payload)
-
-    def _changed(self, message: Message, first: Message) -> bool:
-        """Whether the block is of another representation than the first (RFC 7959 section 2.4)."""
-        return message.code != first.code or message.options.get_all(
-            OptionNumber.ETAG
-        ) != first.options.get_all(OptionNumber.ETAG)
 
     def _restart(self) -> None:
         if self.code not in _SAFE_METHODS or self._restarts >= self._max_restarts:

@@ -20,6 +20,9 @@ class Timer(Protocol):
     def reset(self, delay: float, /) -> None:
         """Make the call ``delay`` seconds from now instead."""
 
+    def getTime(self) -> float:
+        """When it is due, in the clock's seconds."""
+
     def active(self) -> bool:
         """Whether the call is still to be made."""
 

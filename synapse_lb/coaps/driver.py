@@ -136,8 +136,10 @@ class EndpointDriver:
         delay = max(0.0, deadline - self.now())
         if self._timer is None:
             self._timer = self._clock.callLater(delay, self._fire)
-        else:
+        elif self._timer.getTime() > self._clock.seconds():
             self._timer.reset(delay)
+        # Else it is due. Put off again and again, by whatever comes first in each turn of a busy reactor, it would
+        # never be made: nothing would be sent again, and nothing given up.
 
     def _fire(self) -> None:
         self._timer = None

@@ -8,6 +8,7 @@ page, media - becomes 501 with M_UNRECOGNIZED and a text that says so.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 from synapse.module_api.errors import Codes, RedirectException, SynapseError
@@ -24,13 +25,26 @@ STATUS_CANCELLED: Final = 499
 """Synapse's own status, in logs only, of a request that was cancelled because the client went away."""
 
 
+_MEDIA: Final = re.compile(
+    rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
+)
+
+CANNOT_CARRY: Final = "which CoAP cannot carry"
+"""What the texts of the errors below say."""
+
+
+def is_media(path: bytes) -> bool:
+    """Whether the answer at a path is a file."""
+    return _MEDIA.match(path) is not None
+
+
 def not_carried(what: str) -> dict[str, Any]:
     """Return the error object for an answer that CoAP cannot carry.
 
     Args:
         what: the answer, with its article.
     """
-    return matrix_error(Codes.UNRECOGNIZED, f"The answer is {what}, which CoAP cannot carry; use HTTPS")
+    return matrix_error(Codes.UNRECOGNIZED, f"The answer is {what}, {CANNOT_CARRY}; use HTTPS")
 
 
 def instead_of(what: str, status: int) -> tuple[int, dict[str, Any]]:
@@ -42,7 +56,7 @@ def instead_of(what: str, status: int) -> tuple[int, dict[str, Any]]:
     """
     if status < 400:
         return NOT_CARRIED, not_carried(what)
-    return status, matrix_error(Codes.UNKNOWN, f"The error is told in {what}, which CoAP cannot carry")
+    return status, matrix_error(Codes.UNKNOWN, f"The error is told in {what}, {CANNOT_CARRY}")
 
 
 def matrix_error(errcode: str, error: str) -> dict[str, Any]:

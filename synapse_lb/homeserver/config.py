@@ -17,6 +17,7 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.homeserver import hooks, values
+from synapse_lb.homeserver.routing_config import DispatchConfig, parse_dispatch
 from synapse_lb.homeserver.values import Section
 from synapse_lb.server.sync_observer import ObserveOptions
 from synapse_lb.txdtls.options import ServerOptions
@@ -42,6 +43,8 @@ _DTLS_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "move_trials_per_datagram": _any_integer,
     "move_trials_per_source": _any_integer,
     "move_trials_per_second": _any_integer,
+    "max_waiting_per_association": _any_integer,
+    "max_waiting": _any_integer,
 }
 _DTLS_LISTENER_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "mtu": _any_integer,
@@ -81,6 +84,8 @@ _LISTENER_KEYS: Final = (
     "port",
     "bind_addresses",
     "bind_address",
+    "reuse_port",
+    "handover_path",
     "tls_certificate_path",
     "tls_private_key_path",
     "tag",
@@ -91,6 +96,7 @@ _LISTENER_KEYS: Final = (
     "advertised_port",
     "observe",
     "x1",
+    "dispatch",
     "limits",
     "tuning",
 )
@@ -103,6 +109,8 @@ class LowBandwidthListenerConfig:
     Attributes:
         port: UDP port.
         bind_addresses: IP addresses to listen on.
+        reuse_port: Whether other processes may listen on the same port.
+        handover_path: Folder of the sockets through which they hand each other clients; None for no such thing.
         certificate_path: PEM certificate chain; None for the homeserver's own, or a generated one.
         key_path: Its PEM private key.
         tag: Its name in the access log.
@@ -110,6 +118,7 @@ class LowBandwidthListenerConfig:
         advertised_port: The port that ``/versions`` names.
         observe: Whether ``/sync`` can be observed.
         x1: Whether clients may choose x1.
+        dispatch: What other processes serve.
         observe_options: Bounds of what is observed.
         dtls: Settings of the DTLS port.
         limits: Bounds of the CoAP endpoint.
@@ -120,6 +129,8 @@ class LowBandwidthListenerConfig:
 
     port: int
     bind_addresses: tuple[str, ...]
+    reuse_port: bool = False
+    handover_path: str | None = None
     certificate_path: str | None = None
     key_path: str | None = None
     tag: str
@@ -127,6 +138,7 @@ class LowBandwidthListenerConfig:
     advertised_port: int
     observe: bool = True
     x1: bool = True
+    dispatch: DispatchConfig = attrs.field(factory=DispatchConfig)
     observe_options: ObserveOptions
     dtls: ServerOptions
     limits: Limits
@@ -149,9 +161,12 @@ class ModuleConfig:
 
     Attributes:
         metrics: Whether to add this module's metrics to those of Synapse.
+        advertised_port: What ``/versions`` names in processes of which none of the listeners is known there; None for
+            nothing.
     """
 
     metrics: bool = True
+    advertised_port: int | None = None
 
 
 def parse_module(content: Any) -> ModuleConfig:
@@ -161,8 +176,11 @@ def parse_module(content: Any) -> ModuleConfig:
         ConfigError: what is wrong and where.
     """
     section = Section(content if content is not None else {}, ())
-    config = ModuleConfig(metrics=section.take("metrics", values.boolean, True))
-    section.end(("metrics",))
+    config = ModuleConfig(
+        metrics=section.take("metrics", values.boolean, True),
+        advertised_port=section.take("advertised_port", values.integer(1, 65535), None),
+    )
+    section.end(("metrics", "advertised_port"))
     return config
 
 
@@ -184,11 +202,14 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
             "port", "is missing: give the UDP port to listen on; that of the HTTP listener will do"
         )
     certificate, key = _paths(section)
+    reuse_port = section.take("reuse_port", values.boolean, False)
     dtls = values.fill(section, ServerOptions(), _DTLS_LISTENER_FIELDS)
     dtls, limits, observe_options = _limits(section, dtls)
     config = LowBandwidthListenerConfig(
         port=port,
         bind_addresses=_addresses(section),
+        reuse_port=reuse_port,
+        handover_path=_handover_path(section, reuse_port),
         certificate_path=certificate,
         key_path=key,
         tag=section.take("tag", values.text, str(port)),
@@ -196,6 +217,7 @@ def parse_listener(num: int, content: dict[str, Any]) -> LowBandwidthListenerCon
         advertised_port=section.take("advertised_port", values.integer(1, 65535), port),
         observe=section.take("observe", values.boolean, True),
         x1=section.take("x1", values.boolean, True),
+        dispatch=parse_dispatch(section),
         observe_options=observe_options,
         dtls=dtls,
         limits=limits,
@@ -233,6 +255,13 @@ def _paths(section: Section) -> tuple[str | None, str | None]:
         missing = "tls_certificate_path" if certificate is None else "tls_private_key_path"
         raise section.error(missing, "is missing: give both a certificate and its key, or neither")
     return certificate, key
+
+
+def _handover_path(section: Section, reuse_port: bool) -> str | None:
+    path = section.take("handover_path", values.text, None)
+    if path is not None and not reuse_port:
+        raise section.error("handover_path", "is for processes that share a port: set reuse_port to true")
+    return os.path.abspath(path) if path is not None else None
 
 
 def _addresses(section: Section) -> tuple[str, ...]:

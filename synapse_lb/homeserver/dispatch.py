@@ -222,6 +222,10 @@ class SynapseDispatcher:
         begin = self._clock.callLater(0, start)
         return done
 
+    def serves(self, method: str, path: bytes) -> bool:
+        """Whether this process has a servlet for a method and a path below ``/_matrix/client/``."""
+        return self._site.client.serves(method, path)
+
     def _begin(self, request: MatrixRequest, channel: CaptureChannel) -> None:
         served = self._homeserver.request(channel, self._site)
         channel.request = served

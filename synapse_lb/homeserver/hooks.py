@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType, SimpleNamespace
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
@@ -29,27 +28,29 @@ from synapse_lb.homeserver import answers
 
 try:
     from synapse.api.auth import Auth
-    from synapse.api.errors import InvalidClientTokenError, SynapseError
+    from synapse.api.errors import InvalidClientTokenError, SynapseError, UnrecognizedRequestError
     from synapse.app import _base as app_base
     from synapse.app import check_bind_error
     from synapse.config import server as server_config
     from synapse.config import workers as workers_config
     from synapse.config._base import Config, format_config_error, read_config_files
-    from synapse.config.homeserver import HomeServerConfig
     from synapse.config.server import DEFAULT_BIND_ADDRESSES, HttpListenerConfig, TCPListenerConfig
+    from synapse.config.workers import MAIN_PROCESS_INSTANCE_MAP_NAME, MAIN_PROCESS_INSTANCE_NAME
     from synapse.handlers.presence import BasePresenceHandler
     from synapse.http.server import UnrecognizedRequestResource, finish_request
     from synapse.http.site import SynapseRequest, SynapseSite
     from synapse.logging import context as log_contexts
     from synapse.logging.context import PreserveLoggingContext, run_in_background
     from synapse.notifier import Notifier, _NotifierUserStream
+    from synapse.replication.tcp.streams import CachesStream
     from synapse.rest import ClientRestResource
-    from synapse.rest.client.versions import VersionsRestServlet
     from synapse.rest.well_known import ClientWellKnownResource
     from synapse.server import HomeServer
     from synapse.types import StreamToken
     from synapse.util import SYNAPSE_VERSION
     from synapse.util.httpresourcetree import create_resource_tree
+
+    from synapse_lb.homeserver import advertising
 except ImportError as error:
     raise ConfigError(
         "synapse-lb does not support this version of Synapse, which lacks something that it needs; "
@@ -58,6 +59,7 @@ except ImportError as error:
 
 __all__ = [
     "DEFAULT_BIND_ADDRESSES",
+    "CachesStream",
     "Config",
     "Homeserver",
     "InvalidClientTokenError",
@@ -82,10 +84,11 @@ NEEDED: Final = (
     (app_base, "register_sighup"),
     (app_base, "max_request_body_size"),
     (ClientRestResource, "_async_render"),
+    (ClientRestResource, "_get_handler_for_request"),
     (ClientRestResource, "_send_response"),
     (ClientRestResource, "_send_error_response"),
     (ClientWellKnownResource, "_async_render_GET"),
-    (VersionsRestServlet, "on_GET"),
+    (advertising.VersionsRestServlet, "on_GET"),
     (SynapseRequest, "requestReceived"),
     (SynapseRequest, "connectionLost"),
     (SynapseRequest, "requester"),
@@ -93,6 +96,7 @@ NEEDED: Final = (
     (HomeServer, "get_reactor"),
     (HomeServer, "get_auth"),
     (HomeServer, "get_datastores"),
+    (HomeServer, "get_instance_name"),
     (HomeServer, "get_notifier"),
     (HomeServer, "get_presence_handler"),
     (Auth, "get_user_by_access_token"),
@@ -205,45 +209,13 @@ def _inside_register_start(frame: FrameType | None) -> bool:
     return False
 
 
-_advertised: WeakKeyDictionary[HomeServerConfig, dict[str, Any]] = WeakKeyDictionary()
-"""By homeserver (one process may run several): what its /versions says besides."""
-
 _claimed: WeakSet[HomeServer] = WeakSet()
 """Homeservers that have a module of ours."""
-
-_original_versions: list[Callable[[VersionsRestServlet, SynapseRequest], Awaitable[tuple[int, Any]]]] = []
-
-
-def _advertise(config: HomeServerConfig, content: dict[str, Any]) -> None:
-    """Add `content` to the answers of this homeserver's ``/_matrix/client/versions``."""
-    if not _original_versions:
-        original = VersionsRestServlet.on_GET
-
-        @functools.wraps(original)
-        async def on_GET(self: VersionsRestServlet, request: SynapseRequest) -> tuple[int, Any]:
-            status, body = await original(self, request)
-            return status, {**body, **_advertised.get(self.config, {})}
-
-        _original_versions.append(original)
-        _set(VersionsRestServlet, "on_GET", on_GET)
-    _advertised[config] = content
-
-
-def _stop_advertising(config: HomeServerConfig) -> None:
-    """Undo `_advertise`; the last one out restores Synapse's own method."""
-    _advertised.pop(config, None)
-    if not _advertised and _original_versions:
-        _set(VersionsRestServlet, "on_GET", _original_versions.pop())
 
 
 def _set(owner: object, name: str, value: object) -> None:
     """Replace a function or a method, which is what a hook is."""
     setattr(owner, name, value)
-
-
-_MEDIA: Final = re.compile(
-    rb"/_matrix/client/[^/]+(?:/org\.matrix\.msc3916[^/]*)?/media/(?:download|thumbnail)/"
-)
 
 
 class LowBandwidthRequest(SynapseRequest):
@@ -285,15 +257,42 @@ class ObjectAnswers:
             request.channel.forceAbortClient()
 
 
-class ClientResource(ObjectAnswers, ClientRestResource):
-    """Everything under ``/_matrix/client`` that this process serves."""
+class ClientAnswers(ObjectAnswers):
+    """The same of the client-server API, whose media CoAP does not carry."""
 
     async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
-        if request.path is not None and _MEDIA.match(request.path):
+        if request.path is not None and answers.is_media(request.path):
             # Before the servlet fetches the file, perhaps from another server.
             request.request_metrics.name = "MediaOverCoap"
             return answers.NOT_CARRIED, answers.not_carried("media")
-        return await super()._async_render(request)
+        resource: Any = super()
+        answer: tuple[int, Any] = await resource._async_render(request)
+        return answer
+
+
+class ClientResource(ClientAnswers, ClientRestResource):
+    """Everything under ``/_matrix/client`` that this process serves."""
+
+    def serves(self, method: str, path: bytes) -> bool:
+        """Whether there is a servlet for a request; workers have not all of them."""
+        if answers.is_media(path):
+            return True  # It is refused here.
+        asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path)
+        try:
+            self._get_handler_for_request(asked)
+        except UnrecognizedRequestError:
+            return False
+        return True
+
+
+class LowBandwidthSite(SynapseSite):
+    """What Synapse has for each of its HTTP listeners.
+
+    Attributes:
+        client: Its resource for ``/_matrix/client``.
+    """
+
+    client: ClientResource
 
 
 class WellKnownClientResource(ObjectAnswers, ClientWellKnownResource):
@@ -316,7 +315,7 @@ class Homeserver:
         require(self._hs, "hostname", "config", "start_listening", "version_string", "get_instance_id")
         config = self._hs.config
         require(config.server, "listeners", "server_name")
-        require(config.worker, "worker_app", "worker_listeners")
+        require(config.worker, "worker_app", "worker_listeners", "writers")
         require(config.tls, "tls_certificate_file", "tls_private_key_file")
         require(config, "config_files")
         self.api: Final = api
@@ -340,6 +339,16 @@ class Homeserver:
     def is_worker(self) -> bool:
         """Whether this process is a worker, not the main one."""
         return self._hs.config.worker.worker_app is not None
+
+    @property
+    def instance_name(self) -> str:
+        """What this process is called in ``instance_map``."""
+        return _in_instance_map(self._hs.get_instance_name())
+
+    def writers(self, stream: str) -> Sequence[str]:
+        """What the processes are called there that write a stream; none of a stream that this Synapse has not."""
+        writers: Sequence[str] = getattr(self._hs.config.worker.writers, stream, ())
+        return [_in_instance_map(name) for name in writers]
 
     @property
     def listeners(self) -> Sequence[object]:
@@ -372,7 +381,7 @@ class Homeserver:
         """Bytes of JSON that Synapse takes as the body of a request."""
         return app_base.max_request_body_size(self._hs.config)
 
-    def site(self, *, tag: str, port: int, logger_name: str) -> SynapseSite:
+    def site(self, *, tag: str, port: int, logger_name: str) -> LowBandwidthSite:
         """Build what Synapse builds for each of its HTTP listeners, with the resources that are served here.
 
         Args:
@@ -380,14 +389,15 @@ class Homeserver:
             port: its port.
             logger_name: name of the logger of its access log.
         """
+        client = ClientResource(self._hs)
         tree: dict[str, Resource] = {
-            "/_matrix/client": ClientResource(self._hs),
+            "/_matrix/client": client,
             "/.well-known/matrix/client": WellKnownClientResource(self._hs),
         }
         config = TCPListenerConfig(
             port=port, bind_addresses=[], type="http", http_options=HttpListenerConfig(tag=tag)
         )
-        return SynapseSite(
+        site = LowBandwidthSite(
             logger_name=logger_name,
             site_tag=tag,
             config=config,
@@ -397,6 +407,8 @@ class Homeserver:
             reactor=self.reactor,
             hs=self._hs,
         )
+        site.client = client
+        return site
 
     def request(self, channel: Any, site: SynapseSite) -> LowBandwidthRequest:
         """Build a request, as Synapse does for each that comes in over HTTP.
@@ -456,11 +468,15 @@ class Homeserver:
 
     def advertise(self, content: dict[str, Any]) -> None:
         """Add `content` to the top level of ``/_matrix/client/versions``, whoever serves it."""
-        _advertise(self._hs.config, content)
+        advertising.advertise(self._hs.config, content)
 
     def stop_advertising(self) -> None:
         """Take back what `advertise` added. Idempotent."""
-        _stop_advertising(self._hs.config)
+        advertising.stop_advertising(self._hs.config)
+
+
+def _in_instance_map(name: str) -> str:
+    return MAIN_PROCESS_INSTANCE_MAP_NAME if name == MAIN_PROCESS_INSTANCE_NAME else name
 
 
 def _resource_tree(tree: dict[str, Resource]) -> Any:

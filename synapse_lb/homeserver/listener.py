@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from attrs import frozen
@@ -13,19 +14,20 @@ from synapse.module_api.errors import ConfigError
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
 
-from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver import hooks, routing
 from synapse_lb.homeserver.certificates import CertificateSource, ExpiryWatch
 from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
+from synapse_lb.homeserver.handover import Handover
+from synapse_lb.homeserver.ports import listen_udp
+from synapse_lb.server.dispatcher import Dispatcher
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.news import NewsWaiter
 from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.port import DTLSServerPort
+from synapse_lb.upstream.http import HttpUpstream
 
 logger = logging.getLogger(__name__)
-
-MAX_DATAGRAM: Final = 65535
-"""Bytes that are read from the socket at once: any UDP datagram, so that none is cut."""
 
 
 @frozen
@@ -36,6 +38,10 @@ class BoundPort:
     transport: Any
     dtls: DTLSServerPort
     gateway: Gateway
+    handover: Handover | None
+    """Hands over what other processes know, where the port is shared."""
+    upstream: HttpUpstream | None
+    """Asks other processes, where there are any."""
     certificate: Callable[[], ServerContext]
     """The certificate that new handshakes use."""
 
@@ -67,6 +73,7 @@ class Listener:
         self.ports: list[BoundPort] = []
         self._homeserver = homeserver
         self._news = news
+        routing.check(homeserver, config.dispatch, ("listeners", config.tag, "dispatch"))
         self._certificate = CertificateSource(homeserver, config)
         self._context = self._certificate.load()
         self._watch = ExpiryWatch(
@@ -81,12 +88,12 @@ class Listener:
         Raises:
             ConfigError: one cannot be opened; none is left open.
         """
-        dispatcher = SynapseDispatcher(
+        local = SynapseDispatcher(
             self._homeserver, tag=self.config.tag, port=self.config.port, host=self._own_address()
         )
         try:
             for address in self.config.bind_addresses:
-                self._bind(address, dispatcher)
+                self._bind(address, local)
         except ConfigError:
             self.stop()
             raise
@@ -127,9 +134,18 @@ class Listener:
             port.dtls.shutdown()
             port.gateway.shutdown()
             port.transport.stopListening()
+            if port.handover is not None:
+                port.handover.stop()
+            if port.upstream is not None:
+                port.upstream.close()
 
-    def _bind(self, address: str, dispatcher: SynapseDispatcher) -> None:
+    def _bind(self, address: str, local: SynapseDispatcher) -> None:
         reactor = self._homeserver.reactor
+        dispatcher: Dispatcher = local
+        upstream = None
+        if self.config.dispatch:
+            dispatcher = router = routing.build(self._homeserver, self.config.dispatch, local)
+            upstream = router.upstream
         gateway = Gateway(
             dispatcher,
             clock=reactor,
@@ -145,8 +161,8 @@ class Listener:
         )
         gateway.attach(dtls)
         try:
-            transport = reactor.listenUDP(
-                self.config.port, dtls, interface=address, maxPacketSize=MAX_DATAGRAM
+            transport = listen_udp(
+                reactor, self.config.port, dtls, address, reuse_port=self.config.reuse_port
             )
         except CannotListenError as error:
             try:
@@ -154,7 +170,20 @@ class Listener:
             except CannotListenError:
                 raise _cannot_listen(address, self.config.port, error) from None
             return
-        self.ports.append(BoundPort(address, transport, dtls, gateway, lambda: self._context))
+        handover = self._handover(address, dtls)
+        self.ports.append(
+            BoundPort(address, transport, dtls, gateway, handover, upstream, lambda: self._context)
+        )
+        if handover is not None:
+            handover.start()
+            dtls.on_stray = handover.hand_over
+
+    def _handover(self, address: str, dtls: DTLSServerPort) -> Handover | None:
+        if self.config.handover_path is None:
+            return None
+        homeserver, name = self._homeserver, f"{address.replace(':', '_')}-{self.config.port}"
+        folder = Path(self.config.handover_path)
+        return Handover(homeserver.reactor, folder, name, homeserver.instance_name, dtls)
 
     def _own_address(self) -> IPv4Address | IPv6Address:
         address = self.config.bind_addresses[0]

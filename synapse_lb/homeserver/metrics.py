@@ -16,9 +16,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from synapse_lb import __version__
+from synapse_lb.homeserver.handover import HandoverCounters
 from synapse_lb.homeserver.listener import BoundPort, Listener
 from synapse_lb.server.roster import STATES
 from synapse_lb.server.sync_observer import ObserverCounters
+from synapse_lb.upstream.http import UpstreamCounters
 
 HANDSHAKE: Final = "handshake"
 """The state of an association whose handshake is under way."""
@@ -27,6 +29,14 @@ HANDSHAKE: Final = "handshake"
 def _observed(port: BoundPort) -> ObserverCounters:
     observer = port.gateway.observer
     return ObserverCounters() if observer is None else observer.counters
+
+
+def _passed_on(port: BoundPort) -> UpstreamCounters:
+    return UpstreamCounters() if port.upstream is None else port.upstream.counters
+
+
+def _handed_over(port: BoundPort) -> HandoverCounters:
+    return HandoverCounters() if port.handover is None else port.handover.counters
 
 
 def _saved(port: BoundPort) -> int:
@@ -38,8 +48,13 @@ def _saved(port: BoundPort) -> int:
 _LABELS: Final = ("server_name", "listener", "address")
 
 _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
+    ("strangers", "Associations without a valid access token so far", lambda port: port.dtls.strangers),
     ("observations", "Observations of /sync", lambda port: port.gateway.observations),
     ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
+    ("peers", "Clients of which CoAP keeps something", lambda port: len(port.gateway.endpoint.peers)),
+    ("exchanges", "Requests that are open, both ways", lambda port: port.gateway.endpoint.open_exchanges),
+    ("reassembly_bytes", "Request bodies half received", lambda port: port.gateway.endpoint.reassembly_bytes),
+    ("snapshot_bytes", "Response bodies being fetched", lambda port: port.gateway.endpoint.snapshot_bytes),
     ("http_bytes_saved", "Bytes that HTTP would have taken beyond what UDP took", _saved),
     ("certificate_expiry_seconds", "When the certificate expires, since 1970", lambda port: port.expires),
 )
@@ -49,6 +64,8 @@ _ROOMS: Final[tuple[tuple[str, str, Callable[[BoundPort], Any]], ...]] = (
     ("coap", "CoAP", lambda port: port.gateway.endpoint.counters),
     ("gateway", "Matrix over CoAP", lambda port: port.gateway.counters),
     ("observe", "OBSERVE on /sync", _observed),
+    ("handover", "Handed over among processes", _handed_over),
+    ("dispatch", "Passed on to other processes", _passed_on),
 )
 
 _DROPS: Final = (
@@ -56,7 +73,9 @@ _DROPS: Final = (
     ("bad_hello", "dtls", "hellos_malformed"),
     ("late_hello", "dtls", "hellos_duplicate"),
     ("no_association", "dtls", "datagrams_unknown"),
+    ("too_many_handshakes", "dtls", "handshakes_refused"),
     ("not_authentic", "dtls", "records_discarded"),
+    ("flood", "dtls", "datagrams_overflowed"),
     ("network", "dtls", "send_errors"),
     ("not_coap", "coap", "malformed"),
     ("unmatched", "coap", "unmatched"),

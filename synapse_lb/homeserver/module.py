@@ -84,10 +84,13 @@ class LowBandwidthModule:
         advertised = next(
             (each for each in (*mine, *_of_ours(homeserver.main_listeners)) if each.advertise), None
         )
+        elsewhere = self._config.advertised_port
+        if advertised is None and elsewhere is not None and not mine:
+            advertised = parse_listener(0, {"type": LISTENER_TYPE, "port": elsewhere})
         if advertised is not None:
             homeserver.advertise({VERSIONS_KEY: versions_content(advertised)})
         if not mine:
-            if not homeserver.is_worker:
+            if not homeserver.is_worker and elsewhere is None:
                 logger.warning(
                     "The module synapse_lb.LowBandwidthModule is configured, but there is no listener "
                     "of type %r in this process: it serves nothing",
@@ -139,7 +142,7 @@ class LowBandwidthModule:
             listener.stop()
         news, self._news = self._news, None
         if news is not None:
-            news.stop()
+            news.close()
         if self._metrics is not None:
             self._metrics.unregister()
             self._metrics = None

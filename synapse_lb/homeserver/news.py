@@ -46,6 +46,7 @@ class SynapseNews:
         self._clock: Final = clock
         self._by_token: dict[str, list[Subscription]] = {}
         self._timer: Timer | None = None
+        self._unwatch: Final = streams.watch_tokens(self._token_changed)
 
     def subscribe(
         self, access_token: str, presence: str, on_revoked: OnRevoked
@@ -83,6 +84,21 @@ class SynapseNews:
             for subscription in list(subscriptions):
                 subscription.revoke(MatrixResponse(status, body))
 
+    def _token_changed(self, access_token: str) -> None:
+        """Another process has changed or deleted an access token."""
+        if access_token not in self._by_token:
+            return
+        owner = self.streams.in_background("low-bandwidth-token", lambda: self.streams.owner(access_token))
+
+        def found(owner: tuple[str, str | None] | None) -> None:
+            if owner is None:
+                self.token_ended(access_token)
+
+        # If Synapse cannot tell now, the next sync with the token will.
+        owner.addCallbacks(
+            found, lambda failure: logger.error("A token cannot be looked up: %s", failure.value)
+        )
+
     def forget(self, subscription: Subscription) -> None:
         """A subscription has ended."""
         subscriptions = self._by_token.get(subscription.access_token, [])
@@ -92,6 +108,11 @@ class SynapseNews:
             self._by_token.pop(subscription.access_token, None)
         if not self._by_token:
             self.stop()
+
+    def close(self) -> None:
+        """Cancel the timer, and hear of no tokens any more. Idempotent."""
+        self._unwatch()
+        self.stop()
 
     def stop(self) -> None:
         """Cancel the timer. Idempotent."""

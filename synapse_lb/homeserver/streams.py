@@ -20,6 +20,10 @@ PRESENT: Final = ("online", "unavailable")
 """What a user may count as while it syncs (Client-Server API, ``set_presence``); ``offline`` is for not at all."""
 
 
+_TOKENS: Final = "get_user_by_access_token"
+"""The cache of Synapse's whose keys are access tokens."""
+
+
 class Streams:
     """The streams of one homeserver.
 
@@ -42,6 +46,7 @@ class Streams:
         self._notifier = hs.get_notifier()
         self._presence = hs.get_presence_handler()
         hooks.require(self._notifier, "user_to_user_stream")
+        hooks.require(self._store, "process_replication_rows")
         hooks.require(hs.config.server, "track_presence")
         self.tracks_presence: Final[bool] = hs.config.server.track_presence
         self._afterwards = hooks.logging_context("low-bandwidth-presence", self._server_name)
@@ -80,6 +85,30 @@ class Streams:
         except hooks.SynapseError:
             return None
         return requester.user.to_string(), requester.device_id
+
+    def watch_tokens(self, changed: Callable[[str], None]) -> Callable[[], None]:
+        """Hear of the access tokens that other processes change or delete: they tell what to forget of them.
+
+        Args:
+            changed: is called with the token, when it is forgotten here.
+
+        Returns:
+            What ends it; idempotent.
+        """
+        original = self._store.process_replication_rows
+
+        def process_replication_rows(stream_name: str, instance_name: str, token: int, rows: Any) -> None:
+            original(stream_name, instance_name, token, rows)
+            for row in rows if stream_name == hooks.CachesStream.NAME else ():
+                if row.cache_func == _TOKENS and row.keys:
+                    changed(row.keys[0])
+
+        def end() -> None:
+            if vars(self._store).get("process_replication_rows") is process_replication_rows:
+                del self._store.process_replication_rows
+
+        self._store.process_replication_rows = process_replication_rows
+        return end
 
     def unknown_token(self) -> tuple[int, dict[str, Any]]:
         """Return what Synapse answers to a request with a token that has ended."""

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import attrs
 
 from synapse_lb.msc3079 import cbor, codes
-from synapse_lb.msc3079.compression import deflate, inflate
+from synapse_lb.msc3079.compression import deflate, inflate, most_inflated
 from synapse_lb.msc3079.errors import CborError, CompressionError, MappingError
 from synapse_lb.msc3079.messages import ReplyFormat
 from synapse_lb.msc3079.options import FORMAT_CBOR, FORMAT_CBOR_DEFLATE, FORMAT_JSON
@@ -163,12 +163,13 @@ def write_body(value: Any, reply: ReplyFormat) -> tuple[int, bytes]:
     return compressed(value, payload) if reply.deflate else (FORMAT_CBOR, payload)
 
 
-def compressed(value: Any, payload: bytes) -> tuple[int, bytes]:
+def compressed(value: Any, payload: bytes, *, request: bool = False) -> tuple[int, bytes]:
     """Compress a body where that saves bytes, and no secret is in it.
 
     Args:
         value: JSON value.
         payload: The same in CBOR.
+        request: Whether it is a request's, which a server does not inflate without bounds (`most_inflated`).
 
     Returns:
         Its Content-Format, 11060 or else 60, and the bytes.
@@ -177,7 +178,9 @@ def compressed(value: Any, payload: bytes) -> tuple[int, bytes]:
         return FORMAT_CBOR, payload
     shorter = deflate(payload)
     # The number of the format takes one byte more.
-    if len(shorter) + 1 >= len(payload):
+    if len(shorter) + 1 >= len(payload) or (
+        request and len(payload) > most_inflated(len(shorter), len(payload))
+    ):
         return FORMAT_CBOR, payload
     return FORMAT_CBOR_DEFLATE, shorter
 

@@ -36,6 +36,7 @@ from synapse_lb.msc3079.options import (
 )
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.x1 import X1_VERSION, AliasBook, compress_path, compress_query
+from synapse_lb.msc3079.x1.tokens import pack_access_token
 
 RESPONSE_MAX_DEPTH: Final = 1000
 """Nested arrays and maps that an answer may have: as much as Python's JSON, so that an event which
@@ -163,14 +164,14 @@ def encode_x1_request(
         written = compress_path(segments, book)
         asked = compress_query(_write_query(raw_query, query), book)
         if body is not NO_BODY:
-            encoded = write_x1_body(body, book, secret=takes_or_gives_secrets(segments), lossy=False)
+            encoded = write_x1_body(body, book, secret=takes_or_gives_secrets(segments), request=True)
             payload, definitions = encoded.data, encoded.definitions
     except CborError as error:
         raise _unsendable(str(error)) from None
     options = [(URI_PATH, _fit(value, "path segment")) for value in written.values]
     options += [(URI_QUERY, value) for value in asked.values]
     if token is not None:
-        options.append((ACCESS_TOKEN, _write_token(token)))
+        options.append((ACCESS_TOKEN, pack_access_token(token) or _write_token(token)))
     if announce:
         options.append((X1_WRITTEN, encode_uint(X1_VERSION)))
     if brief:
@@ -257,7 +258,7 @@ def _write_body(
         raise _unsendable(str(error)) from None
     if content_format == FORMAT_CBOR or takes_or_gives_secrets(_expanded(segments)):
         return FORMAT_CBOR, payload
-    return compressed(body, payload)
+    return compressed(body, payload, request=True)
 
 
 def decode_response(

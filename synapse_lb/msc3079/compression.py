@@ -15,9 +15,40 @@ from synapse_lb.msc3079.errors import CompressionError
 _LEVEL: Final = 6
 """zlib's own choice: level 9 takes twice the time for less than one percent."""
 
+_MOST_EXPANDED: Final = 4 << 20
+_ALWAYS_EXPANDED: Final = 64 << 10
+_TIMES_EXPANDED: Final = 128
+
 _RAW: Final = -zlib.MAX_WBITS
 _DEFLATED: Final = 8
 _PRESET_DICTIONARY: Final = 0x20
+
+
+ALWAYS_INFLATED: Final = 4096
+"""B: what any compressed request may become."""
+
+TIMES_INFLATED: Final = 10
+"""What a larger one may become, in times its own size. Requests of Matrix become a fifth at best; deflate alone could
+make a thousandth, so that one datagram would keep the server busy for a second before it is known who sent it."""
+
+
+def most_inflated(size: int, limit: int) -> int:
+    """How many bytes a compressed request may become.
+
+    Args:
+        size: Its bytes.
+        limit: What no request may exceed.
+    """
+    return min(limit, max(ALWAYS_INFLATED, TIMES_INFLATED * size))
+
+
+def most_expanded(size: int) -> int:
+    """How many characters the references of a request of x1 may stand for.
+
+    Args:
+        size: Its bytes, as they came. A reference to the longest alias takes two of them.
+    """
+    return min(_MOST_EXPANDED, _ALWAYS_EXPANDED + _TIMES_EXPANDED * size)
 
 
 def deflate(data: bytes) -> bytes:

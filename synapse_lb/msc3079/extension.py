@@ -49,7 +49,7 @@ class Extension:
     """What of x1 is in force for one request.
 
     Attributes:
-        book: The aliases of the association; None where x1 is not in force.
+        book: The aliases of the association, as its user may see them; None where x1 is not in force.
         brief: Whether a success is answered without its body.
     """
 
@@ -65,7 +65,7 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
 
     Args:
         pairs: The options of the request.
-        sticky: The state of its association; changed in place.
+        sticky: The state of its association, with the token of this request; changed in place.
 
     Raises:
         MappingError: 4.02, the request is written in a version that there is not.
@@ -82,10 +82,12 @@ def read_extension(pairs: Sequence[tuple[int, bytes]], sticky: StickyState) -> E
         sticky.aliases.forget_known()
     if sticky.aliases is None or (offered == 0 and written is None):
         return _NONE
-    return Extension(sticky.aliases, first(pairs, X1_BRIEF) is not None)
+    return Extension(sticky.aliases.for_user(sticky.token), first(pairs, X1_BRIEF) is not None)
 
 
-def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int) -> Any:
+def read_x1_body(
+    payload: bytes, book: AliasBook, max_depth: int, max_size: int, max_expansion: int | None = None
+) -> Any:
     """Read a body of x1 that is not empty.
 
     Args:
@@ -93,12 +95,16 @@ def read_x1_body(payload: bytes, book: AliasBook, max_depth: int, max_size: int)
         book: The aliases of the association.
         max_depth: Nested arrays and maps that are allowed.
         max_size: Bytes that a compressed body may become.
+        max_expansion: Characters that references may stand for; by default as many as `BodyLimits` has.
 
     Raises:
         MappingError: 4.13 for what becomes too large, 4.00 for what cannot be read.
     """
+    limits = BodyLimits(max_depth=max_depth, max_size=max(1, max_size))
+    if max_expansion is not None:
+        limits = attrs.evolve(limits, max_expansion=max_expansion)
     try:
-        return decode_body(payload, book, BodyLimits(max_depth=max_depth, max_size=max(1, max_size)))
+        return decode_body(payload, book, limits)
     except TooLargeError as error:
         raise MappingError(codes.REQUEST_ENTITY_TOO_LARGE, "M_TOO_LARGE", str(error)) from None
     except CborError as error:
@@ -117,16 +123,17 @@ def x1_refusal(error: CborError, errcode: str) -> MappingError:
     return MappingError(codes.BAD_REQUEST, errcode, str(error))
 
 
-def write_x1_body(value: Any, book: AliasBook, *, secret: bool, lossy: bool) -> Encoded:
+def write_x1_body(value: Any, book: AliasBook, *, secret: bool, request: bool = False) -> Encoded:
     """Write a body of x1; it is not compressed where there may be a secret in it.
 
     Args:
         value: JSON value.
         book: The aliases of the association.
         secret: Whether the resource takes or gives secrets.
-        lossy: Whether what cannot be carried exactly is replaced.
+        request: Whether it is a request's. In an answer, what cannot be carried exactly is replaced.
 
     Raises:
         CborError: the value is none of JSON's.
     """
-    return encode_body(value, book, compress=not (secret or holds_secret(value)), lossy=lossy)
+    compress = not (secret or holds_secret(value))
+    return encode_body(value, book, compress=compress, lossy=not request, request=request)

@@ -19,9 +19,9 @@ from synapse_lb.msc3079.server_mapping import (
     CoapTriple,
     MappingLimits,
     decode_request,
-    effective_token,
     encode_error,
     encode_response,
+    note_token,
 )
 
 __all__ = [
@@ -36,9 +36,9 @@ __all__ = [
     "X1Request",
     "decode_request",
     "decode_response",
-    "effective_token",
     "encode_error",
     "encode_request",
     "encode_response",
     "encode_x1_request",
+    "note_token",
 ]

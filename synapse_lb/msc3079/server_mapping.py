@@ -18,6 +18,7 @@ import attrs
 from synapse_lb.msc3079 import codes, paths_v1
 from synapse_lb.msc3079.bodies import DEFAULT_MAX_INFLATED, read_body, sniff, write_body
 from synapse_lb.msc3079.cbor import DEFAULT_MAX_DEPTH
+from synapse_lb.msc3079.compression import most_expanded, most_inflated
 from synapse_lb.msc3079.errors import CborError, MappingError, UnknownPathError
 from synapse_lb.msc3079.extension import X1_WRITTEN, read_extension, read_x1_body, write_x1_body, x1_refusal
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
@@ -44,6 +45,7 @@ from synapse_lb.msc3079.options import (
 from synapse_lb.msc3079.secrecy import takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.msc3079.x1 import AliasBook, expand_path, expand_query
+from synapse_lb.msc3079.x1.tokens import is_packed, unpack_access_token
 
 CoapTriple = tuple[int, list[tuple[int, bytes]], bytes]
 """A whole CoAP message: code, options in number order, payload."""
@@ -81,6 +83,9 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 """What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
 
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
+_NAMES_USER: Final = b"&access_token="
+"""A query with this says by itself whose request it is; with the sticky token it would say so twice."""
+
 _BEARER: Final = b"bearer "
 
 SLIDING_SYNC_PATH: Final = b"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -95,7 +100,7 @@ class MappingLimits:
 
     Attributes:
         max_depth: Nested arrays and maps in a body.
-        max_inflated: Bytes that a compressed body may become.
+        max_inflated: Bytes that a compressed body may become; see `most_inflated` too.
         max_token_length: Bytes of an access token.
     """
 
@@ -140,26 +145,27 @@ def decode_request(
 def _decode_request(
     code: int, pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState, limits: MappingLimits
 ) -> MatrixRequest:
+    note_token(pairs, sticky, limits)
     extension = read_extension(pairs, sticky)
-    token = first(pairs, ACCESS_TOKEN)
-    if token is not None:
-        sticky.token = _read_token(token, limits.max_token_length)
     key_version = first_uint(pairs, KEY_VERSION)
     if key_version is not None:
         sticky.announced_key_version = _check_key_version(key_version)
     _check_critical(pairs, sticky)
+    query_values = _query_values(pairs, extension.book)
     method, segments = _read_target(
         code, [value for number, value in pairs if number == URI_PATH], extension.book
     )
-    query = _read_query(_query_values(pairs, extension.book))
+    query = _read_query(query_values)
     accept = _read_accept(pairs)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
     content_format = first_uint(pairs, CONTENT_FORMAT)
+    inflated = most_inflated(len(payload), limits.max_inflated)
     if payload and content_format is None and extension.book is not None:
-        body = read_x1_body(payload, extension.book, limits.max_depth, limits.max_inflated)
+        expanded = most_expanded(len(payload))
+        body = read_x1_body(payload, extension.book, limits.max_depth, inflated, expanded)
     elif payload:
-        content = read_body(payload, content_format, limits.max_depth, limits.max_inflated)
+        content = read_body(payload, content_format, limits.max_depth, inflated)
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
     if extension.book is None or accept is not None:
@@ -167,7 +173,10 @@ def _decode_request(
     else:
         secret = takes_or_gives_secrets(segments)
         reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
-    return MatrixRequest(method, _path(segments), query, body, sticky.token, reply)
+    names_its_user = first(pairs, ACCESS_TOKEN) is None and _NAMES_USER in b"&" + query
+    return MatrixRequest(
+        method, _path(segments), query, body, None if names_its_user else sticky.token, reply
+    )
 
 
 def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
@@ -186,26 +195,31 @@ def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tupl
     raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
 
 
-def effective_token(options: OptionPairs, sticky: StickyState) -> str | None:
-    """The access token in force for a message: its own, or else the sticky one. Changes nothing.
+def note_token(options: OptionPairs, sticky: StickyState, limits: MappingLimits = DEFAULT_LIMITS) -> None:
+    """Remember the access token that a message carries, if any: it is in force from this message on.
 
-    Returns:
-        The token; None if there is none, or if the message carries one that cannot be used.
+    Args:
+        options: All options as (number, value) pairs.
+        sticky: The state of this association; changed in place.
+        limits: How long a token may be.
+
+    Raises:
+        MappingError: the option holds no access token. None is in force then.
     """
     token = first(options, ACCESS_TOKEN)
-    if token is None:
-        return sticky.token
-    try:
-        return _read_token(token, MAX_UINT32)
-    except MappingError:
-        return None
+    if token is not None:
+        sticky.forget_token()
+        sticky.token = _read_token(token, limits.max_token_length)
 
 
 def _read_token(value: bytes, max_length: int) -> str | None:
     """The token of option 256. An empty one means none: deployed clients log out that way.
 
-    Anything but visible ASCII is refused, so that a token can never break out of a header line.
+    Anything but visible ASCII is refused, so that a token can never break out of a header line; and so is what x1 packs
+    if it stands for no token.
     """
+    if is_packed(value):
+        value = (unpack_access_token(value) or "\0").encode("ascii")
     if value[: len(_BEARER)].lower() == _BEARER:
         value = value[len(_BEARER) :]
     elif value.lower() == _BEARER.strip():
@@ -266,9 +280,13 @@ def _query_values(pairs: list[tuple[int, bytes]], book: AliasBook | None) -> Seq
     if book is None:
         return values
     try:
-        return expand_query(values, book)
+        expanded = expand_query(values, book)
     except CborError as error:
         raise x1_refusal(error, _INVALID_PARAM) from None
+    if any(value.partition(b"=")[0] == b"access_token" for value in expanded):
+        # What it defines would be nobody's in particular, and so everybody's.
+        raise MappingError(codes.BAD_REQUEST, _INVALID_PARAM, "In x1 the access token is in option 256")
+    return expanded
 
 
 def _read_query(values: Sequence[bytes]) -> bytes:
@@ -362,7 +380,7 @@ def encode_answer(response: MatrixResponse, reply: ReplyFormat) -> Answer:
 
 def _write(code: int, body: Any, reply: ReplyFormat) -> Answer:
     if reply.x1 is not None:
-        encoded = write_x1_body(body, reply.x1, secret=reply.secret, lossy=True)
+        encoded = write_x1_body(body, reply.x1, secret=reply.secret)
         return Answer(code, [], encoded.data, encoded.definitions)
     content_format, payload = write_body(body, reply)
     return Answer(code, [(CONTENT_FORMAT, encode_uint(content_format))], payload)

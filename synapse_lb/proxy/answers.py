@@ -72,8 +72,17 @@ def matrix_answer(response: MatrixResponse) -> Answer:
         return Answer(response.status, b"", tuple(headers[1:]))
     # A homeserver always sends JSON; nothing at all becomes the empty object.
     body = {} if response.body is NO_BODY else response.body
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False)
-    return Answer(response.status, text.encode("utf-8"), tuple(headers))
+    return Answer(response.status, json_text(body).encode("utf-8"), tuple(headers))
+
+
+def json_text(value: Any) -> str:
+    """A JSON value as compact text that has a form in UTF-8, also where one of its texts has none (lone surrogates)."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"))
+    return text
 
 
 def preflight() -> Answer:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.uri import MAX_OPTION_LENGTH
 from synapse_lb.msc3079.mapping import MatrixResponse
-from synapse_lb.proxy.answers import ProxyError
+from synapse_lb.proxy.answers import ProxyError, json_text
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -93,7 +93,7 @@ class Filters:
         """The token's user, percent-encoded."""
         if token not in self._users:
             answer = await client.request("GET", "/_matrix/client/v3/account/whoami", token=token)
-            _remember(self._users, token, quote(str(_field(answer, "user_id")), safe=""))
+            _remember(self._users, token, quote(str(_field(answer, "user_id")), safe="", errors="replace"))
         return self._users[token]
 
 
@@ -137,7 +137,7 @@ def _without_all(section: Any) -> dict[str, Any]:
 
 
 def _written(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json_text(value)
 
 
 def _parsed(text: str) -> Any:

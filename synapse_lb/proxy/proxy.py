@@ -292,7 +292,7 @@ def _with_own_url(response: MatrixResponse, call: Call) -> MatrixResponse:
 def _with_own_url_in_text(answer: Answer, call: Call) -> Answer:
     try:
         body = json.loads(answer.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer
     changed = _with_own_url(MatrixResponse(answer.status, body), call)
     return Answer(answer.status, json.dumps(changed.body).encode("utf-8"), answer.headers)

@@ -11,6 +11,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.dispatcher import Address
+from synapse_lb.server.turnstile import Turnstile
 
 
 @define
@@ -23,10 +24,12 @@ class Association:
         unproven: It has moved and has not yet answered at its new address.
         ping: The exchange of the ping that it has to answer.
         defining: Exchange of a notification or separate response on its way -> the aliases that it defines.
+        turnstile: Its requests pass here.
         trust: Is told whether it is known whose it is.
     """
 
     address: Address
+    turnstile: Turnstile
     sticky: StickyState = field(factory=StickyState)
     unproven: bool = False
     ping: int | None = None

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from typing import Final, Protocol
 
 from attrs import define, frozen
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -52,8 +53,8 @@ from synapse_lb.msc3079.extension import X1_WRITTEN
 from synapse_lb.msc3079.mapping import (
     MappingLimits,
     decode_request,
-    effective_token,
     encode_error,
+    note_token,
 )
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.options import KEY_VERSION
@@ -67,6 +68,7 @@ from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
 from synapse_lb.server.roster import Present, Roster
 from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
+from synapse_lb.server.turnstile import Turnstile
 from synapse_lb.txdtls.errors import AssociationLost
 
 Settling = (
@@ -143,7 +145,7 @@ class Gateway:
         observe: ObserveOptions | None = None,
         x1: bool = True,
     ) -> None:
-        self._dispatcher = dispatcher
+        self._dispatcher, self._clock = dispatcher, clock
         self._x1 = x1
         self._parted: Observable | None = None
         self._port: SecurePort | None = None
@@ -222,8 +224,9 @@ class Gateway:
 
         def trust(known: bool) -> None:
             port.trust(association_id, known=known)
+            self.endpoint.set_peer(association_id, known=known, now=self._driver.now())
 
-        self._associations[association_id] = Association(address, sticky, trust=trust)
+        self._associations[association_id] = Association(address, Turnstile(self._clock), sticky, trust=trust)
         self.endpoint.set_peer(
             association_id,
             max_message_size=port.max_message_size(association_id),
@@ -323,11 +326,10 @@ class Gateway:
         if association is None:
             return None
         sticky = association.sticky
-        token = effective_token(options, sticky)
-        if token is not None:
-            sticky.token = token
+        with suppress(MappingError):  # which is answered when the request is whole
+            note_token(options, sticky, self._body_limits)
         version = options.get_uint(KEY_VERSION)
-        return token, sticky.announced_key_version if version is None else version
+        return sticky.token, sticky.announced_key_version if version is None else version
 
     # One request
 
@@ -348,6 +350,8 @@ class Gateway:
         if observable is None or self.observer is None:
             self._serve(association, exchange, matrix)
         elif wants == DEREGISTER:
+            if parted is not None and parted.request.access_token != matrix.access_token:
+                parted = None  # one user's place in the stream is nothing to another
             self._respond(exchange, encode_answer(when_deregistered(observable, parted), matrix.reply))
         elif wants == REGISTER:
             self.observer.register(exchange, observable, _Channel(self, association, exchange, matrix))
@@ -356,7 +360,7 @@ class Gateway:
         if matrix.is_long_poll:
             self.endpoint.acknowledge(exchange, self._driver.now())
         self.counters.requests += 1
-        deferred = maybeDeferred(self._dispatcher.dispatch, matrix, association.address)
+        deferred = association.turnstile.run(lambda: self._dispatcher.dispatch(matrix, association.address))
         self._running[exchange] = _Running(deferred)
         deferred.addErrback(self._failed)
         deferred.addCallback(self._answer, association, exchange, matrix)

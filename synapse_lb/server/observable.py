@@ -87,7 +87,13 @@ class Observable:
     def position_in(self, body: Any) -> str | None:
         """Return where a result ends; None if it is no result."""
         position = body.get(self.result) if isinstance(body, dict) else None
-        return position if isinstance(position, str) and position else None
+        if not isinstance(position, str) or not position:
+            return None
+        try:
+            position.encode()
+        except UnicodeEncodeError:  # JSON may have texts that are no Unicode
+            return None
+        return position
 
     def is_empty(self, body: dict[str, Any]) -> bool:
         """Whether a result holds nothing but where it ends and how things are.

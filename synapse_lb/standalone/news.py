@@ -24,8 +24,8 @@ from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Dispatcher
 from synapse_lb.server.news import NewsSubscription
 from synapse_lb.server.observable import Observable
+from synapse_lb.standalone.standing import WHOAMI
 
-WHOAMI: Final = b"/_matrix/client/v3/account/whoami"
 SYNC: Final = b"/_matrix/client/v3/sync"
 
 FILTER: Final = json.dumps(

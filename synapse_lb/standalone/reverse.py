@@ -24,7 +24,8 @@ from twisted.web.server import Request as SiteRequest
 
 from synapse_lb.client.errors import ClientError, ConnectionLost
 from synapse_lb.standalone.rewriting import goes_over_tcp
-from synapse_lb.standalone.upstream import BUSY, BUSY_DELAY, Upstream, changed_answer
+from synapse_lb.standalone.upstream import Upstream, changed_answer
+from synapse_lb.upstream.http import BUSY, BUSY_DELAY
 
 MAX_UPLOAD: Final = 100 * 1024 * 1024
 """Bytes of a request's body; the homeserver has a limit of its own."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 import attrs
 
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
+from synapse_lb.msc3079.x1 import X1_VERSION
 
 VERSIONS: Final = "/_matrix/client/versions"
 WELL_KNOWN: Final = "/.well-known/matrix/client"
@@ -36,11 +37,13 @@ class Advertisement:
         dtls_port: UDP port of the gateway.
         base_url: address over HTTPS that stands in place of the homeserver's own; None leaves that.
         observe: whether `/sync` can be observed.
+        x1: whether clients may choose x1.
     """
 
     dtls_port: int
     base_url: str | None = None
     observe: bool = True
+    x1: bool = True
 
     @property
     def low_bandwidth(self) -> dict[str, int]:
@@ -51,7 +54,11 @@ class Advertisement:
             "coap_enum_version": _PATH_CODES_VERSION,
             "q_block": 1,
         }
-        return {**content, "observe": 1} if self.observe else content
+        if self.observe:
+            content["observe"] = 1
+        if self.x1:
+            content["x1"] = X1_VERSION
+        return content
 
     def concerns(self, path: str) -> bool:
         """Whether answers at a path may have to be changed."""

@@ -12,7 +12,6 @@ from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
-from synapse_lb.client.https import HttpsLimits
 from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.sync_observer import ObserveOptions
@@ -49,6 +48,7 @@ class ServiceOptions:
         tcp: whether there is a TCP port if `advertise` is given.
         forwarded_for: whether the homeserver is told the clients' addresses.
         observe: whether `/sync` can be observed.
+        x1: whether clients may choose x1.
         poll_timeout: seconds that the homeserver holds long polls back that stand behind observations.
         timeout: seconds that the homeserver may take for an answer.
         max_requests: requests under way at the homeserver.
@@ -67,6 +67,7 @@ class ServiceOptions:
     tcp: bool = True
     forwarded_for: bool = False
     observe: bool = True
+    x1: bool = True
     poll_timeout: float = 30.0
     timeout: float = 120.0
     max_requests: int = 2000
@@ -108,7 +109,7 @@ class GatewayService:
             forwarded_for=options.forwarded_for,
             max_requests=options.max_requests,
             verification=options.verification,
-            limits=HttpsLimits(timeout=options.timeout, max_connections=64),
+            timeout=options.timeout,
         )
         news = PollingNews(self.upstream, reactor, poll_timeout=options.poll_timeout)
         self.gateway = Gateway(
@@ -120,6 +121,7 @@ class GatewayService:
             news=news if options.observe else None,
             # Sliding sync keeps its place in the homeserver, where polls would move it on.
             observe=ObserveOptions(sliding_sync=False),
+            x1=options.x1,
         )
         dtls = ServerOptions(max_associations=options.max_associations, idle_timeout=options.idle_timeout)
         self._dtls = DTLSServerPort(context=context, handler=self.gateway, options=dtls, reactor=reactor)
@@ -146,7 +148,7 @@ class GatewayService:
                 f"cannot listen on port {options.port} of {options.address}: {error}"
             ) from error
         self.upstream.advertisement = Advertisement(
-            options.advertise_port or self.port, options.advertise, options.observe
+            options.advertise_port or self.port, options.advertise, options.observe, options.x1
         )
 
     @property

@@ -38,7 +38,7 @@ from typing import Any
 import attrs
 
 from synapse_lb.testing import throwaway_config
-from synapse_lb.testing.throwaway_process import LAUNCHER, environment_of, notify_socket
+from synapse_lb.testing.throwaway_process import LAUNCHER, MAIN_PROCESS, environment_of, notify_socket
 
 START_TIMEOUT = 90.0
 """Seconds that a start may take (a new SQLite database takes 3-10 s) before it counts as failed."""
@@ -429,7 +429,15 @@ class ThrowawayHomeserver:
         with notify_socket() as (notify, notify_path):
             with (self.folder / throwaway_config.OUTPUT).open("ab") as output:
                 self._process = subprocess.Popen(
-                    [self._python, "-c", LAUNCHER, fate, "--config-path", str(self.config_path)],
+                    [
+                        self._python,
+                        "-c",
+                        LAUNCHER,
+                        fate,
+                        MAIN_PROCESS,
+                        "--config-path",
+                        str(self.config_path),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -68,7 +68,7 @@ class Settings:
 def write(folder: Path, settings: Settings, *, http: int, https: int, lowbandwidth: int) -> None:
     """Write all files into `folder`; keys and certificate only if they are not there yet."""
     _write_keys(folder, settings)
-    (folder / LOG_CONFIG).write_text(json.dumps(_log_config(folder, settings.log_level), indent=2))
+    (folder / LOG_CONFIG).write_text(json.dumps(log_config(folder / LOG, settings.log_level), indent=2))
     config = homeserver_config(folder, settings, http=http, https=https, lowbandwidth=lowbandwidth)
     (folder / CONFIG).write_text(json.dumps(config, indent=2))
 
@@ -118,7 +118,8 @@ def _listeners(settings: Settings, http: int, https: int, lowbandwidth: int) -> 
     return listeners
 
 
-def _log_config(folder: Path, level: str) -> dict[str, Any]:
+def log_config(path: Path, level: str) -> dict[str, Any]:
+    """A configuration of Python's logging that writes to one file."""
     form = "%(asctime)s - %(name)s - %(lineno)d - %(levelname)s - %(request)s - %(message)s"
     return {
         "version": 1,
@@ -127,7 +128,7 @@ def _log_config(folder: Path, level: str) -> dict[str, Any]:
             "file": {
                 "class": "logging.FileHandler",
                 "formatter": "precise",
-                "filename": str(folder / LOG),
+                "filename": str(path),
                 "encoding": "utf-8",
             }
         },
@@ -143,9 +144,13 @@ def _write_keys(folder: Path, settings: Settings) -> None:
         (folder / CERTIFICATE).write_bytes(certificate)
         _write_secret(folder / PRIVATE_KEY, key)
     if not (folder / SIGNING_KEY).exists():
-        # As signedjson writes it: algorithm, version, unpadded base64 of the 32-byte seed.
-        seed = base64.b64encode(os.urandom(32)).decode("ascii").rstrip("=")
-        _write_secret(folder / SIGNING_KEY, f"ed25519 a_demo {seed}\n".encode("ascii"))
+        write_signing_key(folder / SIGNING_KEY)
+
+
+def write_signing_key(path: Path) -> None:
+    """Write a new key as signedjson does: algorithm, version, unpadded base64 of the 32-byte seed."""
+    seed = base64.b64encode(os.urandom(32)).decode("ascii").rstrip("=")
+    _write_secret(path, f"ed25519 a_demo {seed}\n".encode("ascii"))
 
 
 def _write_secret(path: Path, content: bytes) -> None:

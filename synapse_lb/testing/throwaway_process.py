@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 # The process that is started: it asks Linux to be sent SIGTERM when its parent dies (prctl(2),
-# PR_SET_PDEATHSIG = 1; kept over execve) and becomes Synapse. Elsewhere the request fails and is ignored.
+# PR_SET_PDEATHSIG = 1; kept over execve) and becomes the module of Synapse that is named. Elsewhere the request
+# fails and is ignored.
 LAUNCHER = """
 import os, sys
 if sys.argv[1] == "die-with-parent":
@@ -21,22 +22,28 @@ if sys.argv[1] == "die-with-parent":
         ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)
     except (OSError, AttributeError):
         pass
-os.execv(sys.executable, [sys.executable, "-m", "synapse.app.homeserver", *sys.argv[2:]])
+os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
 
 
-LONGEST_HOME: Final = 80
+MAIN_PROCESS: Final = "synapse.app.homeserver"
+WORKER: Final = "synapse.app.generic_worker"
+
+LONGEST_HOME: Final = 50
 """Bytes of a folder's name beside which the rest fits in `sun_path` (unix(7): 108 bytes; 104 elsewhere)."""
+
+
+def short_home() -> str:
+    """Where folders are made with sockets in them: the folder for temporary files, or /tmp if that has too long a name
+    for the address of a socket."""
+    home = tempfile.gettempdir()
+    return home if len(home) <= LONGEST_HOME else "/tmp"
 
 
 @contextlib.contextmanager
 def notify_socket() -> Iterator[tuple[socket.socket, str]]:
-    """A socket as sd_notify(3) wants it, in a folder of its own: in the one for temporary files, or in /tmp if that
-    has too long a name for the address of a socket."""
-    home = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(
-        prefix="slb-", dir=home if len(home) <= LONGEST_HOME else "/tmp"
-    ) as folder:
+    """A socket as sd_notify(3) wants it, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="slb-", dir=short_home()) as folder:
         path = f"{folder}/notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(path)

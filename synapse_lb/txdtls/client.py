@@ -77,6 +77,10 @@ class ClientAssociation:
         """
         self._protocol.rebind()
 
+    def use_compact(self) -> None:
+        """Send compact datagrams from now on, for the server is known to read them (see `compact`)."""
+        self._protocol.form.use_compact()
+
     @property
     def connected(self) -> bool:
         """Whether messages can be sent."""

@@ -17,7 +17,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from synapse_lb.txdtls import binding, records
+from synapse_lb.txdtls import binding
 from synapse_lb.txdtls.association import Association, Progress
 from synapse_lb.txdtls.certificates import fingerprint_of
 from synapse_lb.txdtls.context import ClientContext, verify_server
@@ -33,6 +33,7 @@ from synapse_lb.txdtls.errors import (
     ProtocolFailure,
     SocketLost,
 )
+from synapse_lb.txdtls.forms import ClientForm
 from synapse_lb.txdtls.hellos import Hellos, KnownSession
 from synapse_lb.txdtls.interfaces import AssociationHandler, ClientReactor, Timer
 from synapse_lb.txdtls.options import ClientCounters, ClientOptions
@@ -102,6 +103,7 @@ class ClientProtocol(DatagramProtocol):
         self._mtu = options.mtu
         self._hellos = Hellos(context, options, server_name, session)
         connection, self._resumption_only = self._hellos.first()
+        self.form = ClientForm(self._resumption_only and self._hellos.server_reads_compact)
         self._due = 0
         self.association = Association(
             connection,
@@ -128,7 +130,7 @@ class ClientProtocol(DatagramProtocol):
         self.counters.bytes_received += len(datagram)
         if self.over:
             return
-        summary = records.inspect(datagram) if len(datagram) <= records.MAX_DATAGRAM else None
+        datagram, summary = self.form.read(datagram)
         if summary is None:
             self.counters.datagrams_malformed += 1
             return
@@ -174,7 +176,9 @@ class ClientProtocol(DatagramProtocol):
         if self._secret is None:
             return None
         association = self.association
-        return KnownSession(self._secret, association.cookie_wanted, association.peer_packs).serialise()
+        return KnownSession(
+            self._secret, association.cookie_wanted, association.peer_packs, self.form.compact
+        ).serialise()
 
     def send(self, data: bytes) -> None:
         """See `ClientAssociation.send`."""
@@ -260,7 +264,7 @@ class ClientProtocol(DatagramProtocol):
         handshake, which he can do anyway. It goes on from another port, so that no late answer to the former hello
         is taken for one to this hello.
         """
-        self._resumption_only = False
+        self._resumption_only, self.form = False, ClientForm()
         before = self.association
         if not before.cookie_wanted:
             self._flush()  # the alert that says so: the server need not wait any longer
@@ -295,6 +299,8 @@ class ClientProtocol(DatagramProtocol):
         self.cipher = connection.get_cipher_name() or ""
         if self.association.established:
             self._secret = binding.export_session(connection)
+        if self.association.resumed and self._hellos.server_reads_compact:
+            self.form.use_compact()
         self._reported = True
         self._call(self._handler.association_established, self.association_id)
         if not self.over:
@@ -370,7 +376,9 @@ class ClientProtocol(DatagramProtocol):
 
     def _flush(self) -> None:
         transport: Any = self._socket.transport
-        for datagram in self.association.take_datagrams(self._reactor.seconds()):
+        now = self._reactor.seconds()
+        for plain in self.association.take_datagrams(now):
+            datagram = self.form.outgoing(plain, now)
             try:
                 transport.write(datagram)
             except (OSError, MessageLengthError) as error:

@@ -28,6 +28,7 @@ _ALPN_HEADERS: Final = 6  # bytes: type and length of the extension, length of t
 _LARGEST_HELLO: Final = 4096
 _NO_COOKIE: Final = 1
 _PACKS: Final = 2
+_COMPACT: Final = 4
 
 
 @attrs.frozen
@@ -38,21 +39,29 @@ class KnownSession:
         secret: The session as OpenSSL serialises it.
         cookie: Whether the server wanted a cookie.
         packs: Whether it put several messages into one datagram (`Association.peer_packs`).
+        compact: Whether it reads compact datagrams.
     """
 
     secret: bytes = attrs.field(repr=False)
     cookie: bool = True
     packs: bool = False
+    compact: bool = False
 
     def serialise(self) -> bytes:
         """One byte about the server, then the session."""
-        return bytes([_NO_COOKIE * (not self.cookie) + _PACKS * self.packs]) + self.secret
+        known = _NO_COOKIE * (not self.cookie) + _PACKS * self.packs + _COMPACT * self.compact
+        return bytes([known]) + self.secret
 
     @classmethod
     def parse(cls, serialised: bytes) -> KnownSession:
         """Read what `serialise` made; of other bytes becomes a session that OpenSSL does not accept."""
         known = serialised[0] if serialised else 0
-        return cls(serialised[1:], cookie=not known & _NO_COOKIE, packs=bool(known & _PACKS))
+        return cls(
+            serialised[1:],
+            cookie=not known & _NO_COOKIE,
+            packs=bool(known & _PACKS),
+            compact=bool(known & _COMPACT),
+        )
 
 
 class Hellos:
@@ -80,6 +89,11 @@ class Hellos:
     def server_packs(self) -> bool:
         """Whether the server is known to put several messages into one datagram."""
         return self._session is not None and self._session.packs
+
+    @property
+    def server_reads_compact(self) -> bool:
+        """Whether the server is known to read compact datagrams."""
+        return self._session is not None and self._session.compact
 
     def first(self) -> tuple[SSL.Connection, bool]:
         """The connection to begin with, and whether it offers nothing but a resumption."""

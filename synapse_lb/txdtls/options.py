@@ -54,6 +54,9 @@ class ServerOptions:
             datagrams, as many as a client that moved sends in its first seconds.
         move_trials_per_second: Such trials per second in total; the default takes little more than 1 % of a
             processor core. What comes in half a second is kept for associations of the datagram's own host.
+        max_waiting_per_association: Datagrams of one association that wait for their turn (see `backlog`); further
+            ones are dropped.
+        max_waiting: The same for all together, but each association may have one.
     """
 
     mtu: int = attrs.field(default=DEFAULT_MTU, validator=_MTU)
@@ -74,6 +77,8 @@ class ServerOptions:
     move_trials_per_datagram: int = attrs.field(default=64, validator=validators.ge(0))
     move_trials_per_source: int = attrs.field(default=256, validator=_positive)
     move_trials_per_second: int = attrs.field(default=4096, validator=_positive)
+    max_waiting_per_association: int = attrs.field(default=256, validator=_positive)
+    max_waiting: int = attrs.field(default=8192, validator=_positive)
 
 
 @attrs.frozen(kw_only=True)
@@ -159,6 +164,8 @@ class ServerCounters(TrafficCounters):
         move_trials: Associations that datagrams from unknown addresses were tried against.
         moves_refused: Such datagrams that were tried against none, or not all likely ones, for want of budget.
         datagrams_held: Not sent at once, because the address is not proven yet (see `movement.Path`).
+        datagrams_deferred: Not handled when they were read, because many of their association came at once.
+        datagrams_overflowed: Dropped, because too many of their association waited.
     """
 
     hello_verify_requests: int = 0
@@ -185,6 +192,8 @@ class ServerCounters(TrafficCounters):
     move_trials: int = 0
     moves_refused: int = 0
     datagrams_held: int = 0
+    datagrams_deferred: int = 0
+    datagrams_overflowed: int = 0
     failures: dict[str, int] = attrs.field(factory=dict)
 
     def handshake_failed(self, error: DTLSError) -> None:

@@ -28,7 +28,7 @@ class Outlet:
 
     def flush(self, entry: Entry, now: float) -> None:
         """Send what an association has to send."""
-        for datagram in entry.association.take_datagrams(now):
+        for datagram in map(entry.form.outgoing, entry.association.take_datagrams(now)):
             if entry.path.admit(datagram):
                 self.write(datagram, entry.address)
             else:

@@ -24,9 +24,10 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 
-from synapse_lb.txdtls import records
+from synapse_lb.txdtls import forms, records
 from synapse_lb.txdtls.admission import Admission
 from synapse_lb.txdtls.association import Association, Progress
+from synapse_lb.txdtls.backlog import Backlog
 from synapse_lb.txdtls.context import ServerContext
 from synapse_lb.txdtls.errors import (
     AssociationGone,
@@ -40,16 +41,19 @@ from synapse_lb.txdtls.errors import (
     ShutDown,
     Unauthenticated,
 )
-from synapse_lb.txdtls.flights import FINISHED_WAITS
 from synapse_lb.txdtls.interfaces import AssociationHandler, Clock
 from synapse_lb.txdtls.listening import HelloListener
 from synapse_lb.txdtls.movement import Movement, Path, sequence_to_try
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from synapse_lb.txdtls.outlet import Outlet
+from synapse_lb.txdtls.sockets import enlarge_receive_buffer
 from synapse_lb.txdtls.strangers import Strangers
-from synapse_lb.txdtls.sweeper import MINIMUM_DELAY, Sweeper, deadlines
+from synapse_lb.txdtls.sweeper import Sweeper, deadlines
 from synapse_lb.txdtls.table import Address, AssociationTable, Entry
+from synapse_lb.txdtls.timers import FlightTimers
 from synapse_lb.txdtls.turns import EndOfTurn
+
+Arrival = tuple[bytes, records.Datagram, Address]  # a datagram, what it looks like, and where it came from
 
 
 class DTLSServerPort(DatagramProtocol):
@@ -62,6 +66,9 @@ class DTLSServerPort(DatagramProtocol):
         handler: Receives the events.
         options: Limits and times.
         reactor: For timers.
+
+    Attributes:
+        on_stray: Is given each record that could be of a client, but of none here, with its address; or None.
     """
 
     _log = Logger()
@@ -75,6 +82,7 @@ class DTLSServerPort(DatagramProtocol):
         reactor: Clock,
     ) -> None:
         self.counters = ServerCounters()
+        self.on_stray: Callable[[bytes, Address], None] | None = None
         self._handler = handler
         self._options = options or ServerOptions()
         self._reactor = reactor
@@ -85,10 +93,19 @@ class DTLSServerPort(DatagramProtocol):
         self._listener = HelloListener(context, self._options)
         self._outlet = Outlet(lambda: self.transport, self.counters)
         self._sweeper = Sweeper(reactor, self._deadlines, self._overdue)
+        self._timers = FlightTimers(reactor, self._flush)
         self._turn = EndOfTurn(reactor, self._flush)
+        self._backlog: Backlog[Arrival] = Backlog(
+            reactor, self._options, self.counters, lambda arrival: self._records_received(*arrival)
+        )
         self._stopped = False
 
     # -- what the owner calls
+
+    @property
+    def strangers(self) -> int:
+        """Number of established associations whose client is not known (see `trust`)."""
+        return len(self._strangers)
 
     @property
     def associations(self) -> int:
@@ -131,11 +148,11 @@ class DTLSServerPort(DatagramProtocol):
         self._listener.close()
         self._sweeper.arm()
         self._turn.cancel()
+        self._backlog.cancel()
 
     def peer_address(self, association_id: int) -> IPv4Address | IPv6Address:
         """The client's address."""
-        host, port = self._entry(association_id).address
-        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
+        return self._entry(association_id).peer
 
     def confirm_address(self, association_id: int) -> None:
         """The client has answered what was sent to its present address: it may get whatever there is.
@@ -182,13 +199,25 @@ class DTLSServerPort(DatagramProtocol):
         self.counters.bytes_received += len(datagram)
         if self._stopped:
             return
-        summary = records.inspect(datagram) if len(datagram) <= records.MAX_DATAGRAM else None
+        datagram, summary = forms.read(datagram)
         if summary is None:
             self.counters.datagrams_malformed += 1
         elif summary.client_hello:
             self._hello_received(datagram, summary, addr)
-        else:
+        elif self._table.established_at(addr) is None:
             self._records_received(datagram, summary, addr)
+        else:
+            self._backlog.take(addr, (datagram, summary, addr))
+
+    def startProtocol(self) -> None:
+        """The socket is open: let the kernel keep what comes while this process does something else."""
+        enlarge_receive_buffer(self.transport)
+
+    def stray_received(self, datagram: bytes, addr: Address) -> None:
+        """A datagram that was a stray at another socket of the port (see `on_stray`) may be of a client here."""
+        on_stray, self.on_stray = self.on_stray, None
+        self.datagramReceived(datagram, addr)
+        self.on_stray = on_stray
 
     def stopProtocol(self) -> None:
         """The socket is closed: let go of everything."""
@@ -203,14 +232,15 @@ class DTLSServerPort(DatagramProtocol):
             return
         handshake = self._table.handshake_at(address)
         if handshake is not None and handshake.client_random == hello.random:
-            self._hello_repeated(handshake, len(data))
+            self._hello_repeated(handshake, summary.wire)
             return
         established = self._table.established_at(address)
         if established is not None and established.client_random == hello.random:
             self.counters.hellos_duplicate += 1
             return
         nobody = handshake is None and established is None
-        if not nobody or not self._begin_unproven(hello, len(data), address):
+        form = forms.ServerForm.of(data, summary)
+        if not nobody or not self._begin_unproven(hello, summary.wire, address, form):
             self._listen(hello, address)
 
     def _hello_repeated(self, handshake: Entry, size: int) -> None:
@@ -219,24 +249,29 @@ class DTLSServerPort(DatagramProtocol):
             handshake.path.received(size)
         handshake.association.hello_repeated(self._reactor.seconds(), proven=not unproven)
         self._flush(handshake)
-        self._arm(handshake)
+        self._timers.arm(handshake)
 
-    def _begin_unproven(self, hello: records.ClientHello, size: int, address: Address) -> bool:
+    def _begin_unproven(
+        self, hello: records.ClientHello, size: int, address: Address, form: forms.ServerForm
+    ) -> bool:
         """Begin a handshake without a cookie; returns False if a cookie is wanted."""
         now = self._reactor.seconds()
         if not self._admission.allows(hello, size, address[0], self._table.handshakes, now):
             return False
         association = self._admission.attempt(self._listener.new_connection(), hello, size, address[0], now)
-        if association is None or not self._strangers.may_begin(now):
+        if association is None:
+            return False
+        if not self._strangers.may_begin(now):
+            association.release()
             return False
         entry = Entry(self._table.next_id(), association, address, hello.random, now)
-        entry.path = Path.unproven(address, size)
+        entry.path, entry.form = Path.unproven(address, size), form
         self._table.add_handshake(entry)
         self._admission.add(entry)
         self.counters.handshakes_started += 1
         self.counters.cookies_skipped += 1
         self._flush(entry)
-        self._arm(entry)
+        self._timers.arm(entry)
         self._sweeper.arm()
         return True
 
@@ -290,32 +325,30 @@ class DTLSServerPort(DatagramProtocol):
         taken = handshake is not None and self._feed(handshake, data, summary)
         if established is not None and (summary.encrypted or handshake is None):
             taken = self._feed(established, data, summary) or taken
-        if not taken and not self._find(data, summary, address, established):
-            self.counters.datagrams_unknown += handshake is None and established is None
+        if taken or self._find(data, summary, address, established) or handshake or established:
+            return
+        self.counters.datagrams_unknown += 1
+        if self.on_stray is not None and sequence_to_try(data) is not None:
+            self.on_stray(data, address)
 
     def _feed(self, entry: Entry, data: bytes, summary: records.Datagram) -> bool:
         """Feed a datagram to an association of its address; returns whether it brought anything."""
         if entry.association.gone:
             return False
         if self._admission.holds(entry):
-            entry.path.received(len(data))
+            entry.path.received(summary.wire)
         progress = entry.association.receive(data, summary, self._reactor.seconds())
         self._movement.note(entry)
         taken = bool(progress.messages) or progress.established or progress.lost is not None
         if taken:
-            self._outlet.write_all(entry, entry.path.received(len(data)))
+            self._outlet.write_all(entry, entry.path.received(summary.wire))
+        if progress.messages:
+            entry.form.compact = summary.compact
         self._apply(entry, progress)
         return taken
 
     def _find(self, data: bytes, summary: records.Datagram, address: Address, there: Entry | None) -> bool:
-        """Move the association here whose client sent this; returns whether there is one.
-
-        Args:
-            data: A datagram that nothing at its address could read.
-            summary: Of the datagram.
-            address: Where it came from.
-            there: The association that is known at this address.
-        """
+        """Move the association here whose client sent this, not the one `there`; returns whether there is one."""
         if sequence_to_try(data) is None:
             return False
         if there is not None and there.association.opens(records.first_record(data)):
@@ -330,7 +363,8 @@ class DTLSServerPort(DatagramProtocol):
         self._table.move(entry, address)
         self._strangers.moved(entry)
         self._movement.add(entry)
-        self._outlet.write_all(entry, entry.path.moved(address) + entry.path.received(len(data)))
+        entry.form.compact = summary.compact
+        self._outlet.write_all(entry, entry.path.moved(address) + entry.path.received(summary.wire))
         self._apply(entry, progress, moved=bool(progress.messages))
         return True
 
@@ -356,11 +390,10 @@ class DTLSServerPort(DatagramProtocol):
             self._failed(entry, progress.lost)
             return
         if progress.established and entry.association.may_wait and not entry.sent_messages:
-            # A request came with the client's Finished: this side's shares a datagram with the answer.
-            entry.timer = self._reactor.callLater(FINISHED_WAITS, self._timed_out, entry)
+            self._timers.hold_back(entry)
             return
         self._flush(entry)
-        self._arm(entry)
+        self._timers.arm(entry)
 
     def _promote(self, entry: Entry) -> None:
         replaced = self._table.promote(entry, self._reactor.seconds())
@@ -424,31 +457,12 @@ class DTLSServerPort(DatagramProtocol):
         self._strangers.remove(entry)
         self._movement.remove(entry)
         self._admission.remove(entry)
-        if entry.timer is not None and entry.timer.active():
-            entry.timer.cancel()
-        entry.timer = None
+        self._timers.cancel(entry)
         entry.association.release()
         if not self._table.handshakes and not self._table.established:
             self._sweeper.arm()
 
     # -- timers
-
-    def _arm(self, entry: Entry) -> None:
-        """Have the flight of this handshake sent again when it is due."""
-        if entry.timer is not None and entry.timer.active():
-            entry.timer.cancel()
-        due = entry.association.due
-        entry.timer = None
-        if due is not None:
-            delay = max(MINIMUM_DELAY, due - self._reactor.seconds())
-            entry.timer = self._reactor.callLater(delay, self._timed_out, entry)
-
-    def _timed_out(self, entry: Entry) -> None:
-        entry.timer = None
-        if not entry.association.gone:
-            entry.association.handle_timeout(self._reactor.seconds())
-            self._flush(entry)
-            self._arm(entry)
 
     def _deadlines(self) -> list[tuple[Entry, float]]:
         guarded = self._admission, self._strangers

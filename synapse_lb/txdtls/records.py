@@ -157,6 +157,8 @@ class Datagram:
         client_hello: Whether the first record starts a ClientHello (whole or a fragment).
         hello_verify_request: Whether it is a HelloVerifyRequest.
         size: Bytes of the whole records; what follows is no record.
+        wire: Bytes of the datagram as it crossed the network.
+        compact: Whether it did so in its compact form (see `compact`).
     """
 
     records: int
@@ -168,6 +170,8 @@ class Datagram:
     client_hello: bool
     hello_verify_request: bool
     size: int
+    wire: int
+    compact: bool = False
 
 
 def inspect(data: bytes) -> Datagram | None:
@@ -205,6 +209,7 @@ def inspect(data: bytes) -> Datagram | None:
         client_hello=_starts_with(data, _CLIENT_HELLO),
         hello_verify_request=_starts_with(data, _HELLO_VERIFY_REQUEST),
         size=start,
+        wire=len(data),
     )
 
 

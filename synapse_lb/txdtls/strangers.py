@@ -12,9 +12,11 @@ it knows the client (`DTLSServerPort.trust`), the association is a stranger's. S
 Where one of these is full, somebody has to go when one more handshake completes (`Strangers.loser`):
 
 1. the oldest stranger that has been silent for `PATIENCE`: it had its chance;
-2. else, the known client that has been silent for longest, if that is at least `evictable_after`: it is most likely
+2. else, the newest stranger of the source that has most of them, if these are a `CROWD`, and more than the newcomer's
+   source has: nobody with a few addresses keeps others out by talking;
+3. else, the known client that has been silent for longest, if that is at least `evictable_after`: it is most likely
    gone without a word;
-3. else the newcomer. So a flood of newcomers takes nothing from known clients who talk now and then.
+4. else the newcomer. So a flood of newcomers takes nothing from known clients who talk now and then.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 30.0
 """Seconds of silence that any stranger may take, for a request on a slow link to come."""
+
+CROWD: Final = 8
+"""Strangers of one IPv4 address or IPv6 /64 who make room for those of others."""
 
 _LOOKED_AT: Final = 64
 """Strangers that are looked at for one that is silent: the oldest ones."""
@@ -78,7 +83,7 @@ class Strangers:
         """It is known who that is; or not any more, and it has the time of a newcomer from now on. Idempotent."""
         if known:
             self._deadlines.pop(entry, None)
-        elif entry in self._source_of and entry not in self._deadlines:
+        elif entry not in self._deadlines:
             self._deadlines[entry] = now + self._options.unauthenticated_timeout
 
     def moved(self, entry: Entry) -> None:
@@ -102,7 +107,8 @@ class Strangers:
         of_source = self._sources[self._source_of[newcomer]]
         if len(of_source) > options.max_associations_per_source:
             strangers = [entry for entry in of_source if entry in self._deadlines]
-            return self._choose(newcomer, strangers, sorted(of_source, key=lambda entry: entry.since), now)
+            by_silence = sorted(of_source, key=lambda entry: entry.since)
+            return self._choose(newcomer, strangers, by_silence, now, crowds=False)
         if self._table.established > options.max_associations:
             return self._choose(newcomer, self._deadlines, self._table.by_silence(), now)
         if len(self._deadlines) > options.max_unauthenticated:
@@ -110,17 +116,35 @@ class Strangers:
         return None
 
     def _choose(
-        self, newcomer: Entry, strangers: Iterable[Entry], by_silence: Iterable[Entry], now: float
+        self,
+        newcomer: Entry,
+        strangers: Iterable[Entry],
+        by_silence: Iterable[Entry],
+        now: float,
+        *,
+        crowds: bool = True,
     ) -> Entry:
         for entry in islice(strangers, _LOOKED_AT):
             if now - entry.since >= PATIENCE:
                 return entry
-        for entry in by_silence:
-            if now - entry.since < self._options.evictable_after:
-                break
-            if entry not in self._deadlines:
-                return entry
-        return newcomer
+        crowding = self._crowding(newcomer) if crowds else None
+        if crowding is not None:
+            return crowding
+        longest = next(iter(by_silence), newcomer)
+        return longest if now - longest.since >= self._options.evictable_after else newcomer
+
+    def _crowding(self, newcomer: Entry) -> Entry | None:
+        """The newest stranger of the source that has most of them, if it has many and the newcomer's has fewer."""
+        sizes: dict[bytes, int] = {}
+        newest: dict[bytes, Entry] = {}
+        for entry in self._deadlines:
+            source = self._source_of[entry]
+            sizes[source] = sizes.get(source, 0) + 1
+            newest[source] = entry
+        crowded = max(sizes, key=sizes.__getitem__)
+        if sizes[crowded] < CROWD or sizes[crowded] <= sizes[self._source_of[newcomer]]:
+            return None
+        return newest[crowded]
 
     def _place(self, entry: Entry) -> None:
         source = self._source_of[entry] = host_key(entry.address[0])

@@ -14,8 +14,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
 
 from synapse_lb.txdtls.association import Association
+from synapse_lb.txdtls.forms import ServerForm
 from synapse_lb.txdtls.interfaces import Timer
 from synapse_lb.txdtls.movement import Path
 
@@ -36,6 +38,7 @@ class Entry:
         sent_messages: Whether it was given a message to send.
         busy: Its events are being delivered; what it sends leaves afterwards.
         path: What may be sent to that address.
+        form: In which form it is sent.
     """
 
     id: int
@@ -47,6 +50,13 @@ class Entry:
     sent_messages: bool = False
     busy: bool = False
     path: Path = attrs.field(default=attrs.Factory(lambda entry: Path(entry.address), takes_self=True))
+    form: ServerForm = attrs.field(factory=ServerForm)
+
+    @property
+    def peer(self) -> IPv4Address | IPv6Address:
+        """The address as Twisted has it."""
+        host, port = self.address
+        return IPv6Address("UDP", host, port) if ":" in host else IPv4Address("UDP", host, port)
 
 
 class AssociationTable:

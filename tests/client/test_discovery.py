@@ -148,6 +148,10 @@ class RefusedTests(DiscoveryCase):
             self.server.replies[WELL_KNOWN] = Reply(body={"m.homeserver": {"base_url": url}})
             await self.refused("UR" if url not in ("", "example.com") else "")
 
+    async def test_a_redirect_to_no_url(self) -> None:
+        self.server.replies[WELL_KNOWN] = Reply(302, b"", {"Location": "//["})
+        await self.refused("leads nowhere")
+
     async def test_no_homeserver(self) -> None:
         for reply in (Reply(404), Reply(body=b"<html>"), Reply(body=[]), Reply(body={"versions": 1})):
             self.server.replies[VERSIONS] = reply

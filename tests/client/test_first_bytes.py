@@ -150,8 +150,8 @@ class FirstBytesTests(TestCase):
         x1: dict[str, Any] = {"extensions": "known", "path": X1_PATH}
         first = self.send("first, x1", **x1)
         self.assert_at_most(first, 4, 1423)
-        self.assert_at_most(self.send("resumed, x1", first[2], **x1), 4, 674 + RESUMING)
-        self.assert_at_most(self.send("resumed, x1, brief", first[2], brief=True, **x1), 4, 641 + RESUMING)
+        self.assert_at_most(self.send("resumed, x1", first[2], **x1), 4, 475)
+        self.assert_at_most(self.send("resumed, x1, brief", first[2], brief=True, **x1), 4, 442)
 
     def test_with_a_cookie(self) -> None:
         self.serve("always")

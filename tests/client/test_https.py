@@ -120,7 +120,16 @@ class RequestTests(HttpsCase):
                 transport.fetch("GET", self.server.url + PATH, headers={name: value}), BadRequest
             )
         await self.assertFailure(transport.fetch("GET", self.server.url + "/a b"), BadRequest)
+        surrogate = transport.request("GET", self.server.url, PATH, [("since", "\ud800")])
+        await self.assertFailure(surrogate, BadRequest)
         self.assertEqual(self.server.seen, [])
+
+    async def test_a_timeout_of_any_length(self) -> None:
+        """Longer than a float takes, and longer than Python turns into an integer."""
+        for digits in (334, 5000):
+            query = [("timeout", "9" * digits)]
+            answer = await self.transport().request("GET", self.server.url, PATH, query)
+            self.assertEqual(answer.status, 200)
 
 
 class EndTests(HttpsCase):

@@ -248,7 +248,7 @@ class BothWaysTests(ObserveFallbackCase):
         observation = self.observe(self.client(PROMPT))
         self.say("a")
         await self.caught_up()
-        self.assertIs(observation.state, State.OBSERVING)
+        await until(lambda: observation.state is State.OBSERVING)
         await observation.stop()
         self.assertEqual(gateway.observations, 0)
         self.assertEqual(self.https.seen, [])

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import SynchronousTestCase
@@ -100,6 +101,23 @@ class WordsTests(SynchronousTestCase):
             sender.answered(sender.words(), (), response)
             self.assertIs(sender.words(), expected)
 
+    def test_in_force(self) -> None:
+        """Heard of with the first answer that shows that the server has x1, and with no other."""
+        for wish, response, expected in (
+            ("known", self.answer(Code.CONTENT), 1),
+            ("known", self.answer(Code.FORBIDDEN, b"\xa0"), 1),
+            ("known", self.answer(Code.SERVICE_UNAVAILABLE), 0),
+            (True, self.answer(Code.CONTENT, b"\xa0"), 1),
+            (True, self.answer(Code.CONTENT, b"\xa0", CONTENT_60), 0),
+            (True, self.answer(Code.BAD_GATEWAY, b"text"), 0),
+            (False, self.answer(Code.CONTENT, b"text"), 0),
+        ):
+            heard: list[int] = []
+            sender = X1Sender(Extensions(cast("Wish", wish)))
+            sender.when_in_force(partial(heard.append, 1))
+            sender.answered(sender.words(), (), response)
+            self.assertEqual(sum(heard), expected, (wish, response))
+
     def test_definitions(self) -> None:
         """A success shows that all of the request was read, an error does not."""
         sender = X1Sender(Extensions("known"))
@@ -173,6 +191,24 @@ class GatewayTests(X1TestCase):
         self.assertLessEqual(sizes[3], 105)
         self.assertLessEqual(sizes[4], 95)
         self.assertLessEqual(sizes[5], 66)
+
+    async def test_compact_datagrams(self) -> None:
+        """Where x1 is in force, and not before; a session says so to the client that resumes it."""
+        self.gateway = WireGateway(self.dispatcher)
+        server = self.start_server(self.gateway)
+        client = self.make_client(server, extensions="known")
+        sent = [client.counters.bytes_sent]
+        for transaction in (1, 2, 3):
+            await self.send(client, transaction)
+            sent.append(client.counters.bytes_sent)
+        size = len(self.gateway.messages[4].encode())
+        self.assertEqual([sent[3] - sent[2], sent[2] - sent[1]], [2 + 16 + size] * 2)
+        session = client.session
+        await client.close()
+        again = self.make_client(server, extensions="known", session=session)
+        await self.send(again, 4)
+        size = len(self.gateway.messages[6].encode())
+        self.assertEqual(again.counters.bytes_sent, 66 + 42 + 2 + 16 + size)
 
     async def test_tried(self) -> None:
         """In words of version 1 first."""
@@ -269,6 +305,30 @@ class GatewayTests(X1TestCase):
         codes = [each.code for each in self.gateway.messages[2:]]
         put = Code.PUT
         self.assertEqual(codes, [put, Code.BAD_REQUEST, put, Code.CONTENT, put, Code.CONTENT])
+
+    async def test_another_user(self) -> None:
+        """It gets its definitions with its first request, those of the server's numbers too: nothing is refused."""
+        self.body = {"user_id": "@somebody:example.org"}
+        client = self.start(extensions="known")
+        for token in (TOKEN, "other"):
+            for transaction in (1, 2, 3):
+                path = f"{CLIENT}/v3/rooms/{ROOM}/send/m.room.message/{transaction}"
+                body = {"user_id": "@somebody:example.org"}
+                answer = await client.request("PUT", path, json=body, token=token)
+                self.assertEqual(answer.body, self.body)
+                self.assertEqual(self.dispatcher.requests[-1].access_token, token)
+        self.assertEqual({each.code for each in self.gateway.messages}, {Code.PUT, Code.CONTENT})
+        self.assertEqual(len(self.gateway._associations), 1)
+
+    async def test_a_number_of_the_server_s_that_it_does_not_know_for_this_user(self) -> None:
+        client = self.start(extensions="known")
+        await self.send(client)
+        channel = await client._keeper.ready()
+        channel.sticky.x1.aliases.learn({1: OTHER_ROOM})
+        path = f"{CLIENT}/v3/rooms/{OTHER_ROOM}/send/m.room.message/1"
+        self.assertEqual((await client.request("PUT", path, json=TEXT, token=TOKEN)).body, EVENT)
+        codes = [each.code for each in self.gateway.messages[2:]]
+        self.assertEqual(codes, [Code.PUT, Code.BAD_REQUEST, Code.PUT, Code.CONTENT])
 
     async def test_the_server_forgets_the_token(self) -> None:
         client = self.start(extensions="known")

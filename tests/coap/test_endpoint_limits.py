@@ -116,6 +116,7 @@ class RequestBodies(SynchronousTestCase):
             script.endpoint_sends(f"ACK [{number}] 2.31 1:{number}/1/16")
         script.peer_sends("CON [3] PUT /a 1:3/0/16", b"!")
         script.endpoint_sends("ACK [3] 4.13 Size1=48")
+        self.assertEqual(script.endpoint.counters.requests_refused, 1)
         script.peer_sends("CON [4] PUT /a 1:3/0/16")
         script.endpoint_sends("ACK [4] 4.08")
         script.nothing_leaks()

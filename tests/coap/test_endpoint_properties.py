@@ -165,8 +165,8 @@ class Conversation(RuleBasedStateMachine):
     """Two endpoints; datagrams are delivered, lost, doubled and delayed as the machine likes.
 
     Invariants: a request runs at most once, with its whole body; it has at most one outcome, and no event comes after
-    it; a response is the whole response to its own request; the tables stay within their bounds; at the end nothing is
-    left.
+    it; a response is the whole response to its own request; the tables stay within their bounds; every Confirmable
+    message that arrives is acknowledged or reset, at once or in the end; at the end nothing is left.
     """
 
     def __init__(self) -> None:
@@ -184,13 +184,22 @@ class Conversation(RuleBasedStateMachine):
         self.to_answer: dict[int, bytes] = {}
         self.answered: set[int] = set()
         self.over: set[int] = set()
+        self.unanswered: dict[str, set[int]] = {"client": set(), "server": set()}
         self.serial = 0
 
+    def _sent(self) -> None:
+        for endpoint, sender, receiver in (
+            (self.client, "client", "server"),
+            (self.server, "server", "client"),
+        ):
+            for _, datagram in endpoint.datagrams_to_send(self.now):
+                self.wire.append((self.now, receiver, datagram))
+                message = Message.decode(datagram)
+                if message.type in (Type.ACK, Type.RST):
+                    self.unanswered[sender].discard(message.message_id)
+
     def _pump(self) -> None:
-        for _, datagram in self.client.datagrams_to_send(self.now):
-            self.wire.append((self.now, "server", datagram))
-        for _, datagram in self.server.datagrams_to_send(self.now):
-            self.wire.append((self.now, "client", datagram))
+        self._sent()
         for event in drained(self.client):
             assert isinstance(event, (ResponseReceived, RequestFailed))
             assert event.exchange in self.open_requests, f"{event} after the end"
@@ -211,6 +220,9 @@ class Conversation(RuleBasedStateMachine):
                 self.to_answer.pop(event.exchange, None)
 
     def _arrives(self, target: str, datagram: bytes) -> None:
+        message = Message.decode(datagram)
+        if message.type is Type.CON:
+            self.unanswered[target].add(message.message_id)
         if target == "server":
             self.server.receive("client", datagram, self.now)
         else:
@@ -282,6 +294,8 @@ class Conversation(RuleBasedStateMachine):
     def drop(self) -> None:
         """The association ends, and its datagrams with it."""
         self.wire.clear()
+        for unanswered in self.unanswered.values():
+            unanswered.clear()
         self.server.drop_peer("client", self.now)
         self.client.drop_peer("server", self.now)
         self._pump()
@@ -306,8 +320,8 @@ class Conversation(RuleBasedStateMachine):
         for exchange in list(self.to_answer):
             self.server.respond(exchange, CoapResponse(Code.CHANGED), self.now)
         for _ in range(10_000):
+            self._sent()
             for endpoint in (self.client, self.server):
-                endpoint.datagrams_to_send(self.now)
                 drained(endpoint)
             timers = [timer for e in (self.client, self.server) if (timer := e.next_timer()) is not None]
             if not timers:
@@ -317,6 +331,7 @@ class Conversation(RuleBasedStateMachine):
             self.server.handle_timer(self.now)
         assert self.client.idle, "the client keeps something"
         assert self.server.idle, "the server keeps something"
+        assert not any(self.unanswered.values()), f"neither acknowledged nor reset: {self.unanswered}"
 
 
 class Stateful(SynchronousTestCase):

@@ -7,13 +7,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
-from twisted.internet.base import DelayedCall
+from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.coap.endpoint import Endpoint
 from synapse_lb.coap.events import CancelReason, Event, Peer, RequestCancelled
 from synapse_lb.coaps.driver import EndpointDriver
+
+
+class TurningReactor(ReactorBase):
+    """Twisted's reactor, of which only the timers are used, with a clock that is set by hand."""
+
+    now = 0.0
+
+    def seconds(self) -> float:
+        return self.now
+
+    def installWaker(self) -> None:
+        """There is nobody to wake."""
 
 
 class ScriptedEndpoint:
@@ -139,6 +151,39 @@ class DriverTests(SynchronousTestCase):
         self.assertEqual(self.endpoint.fired, [])
         self.clock.advance(0)
         self.assertEqual(self.endpoint.fired, [10.0])
+
+    def test_a_call_that_is_due_is_not_put_off(self) -> None:
+        """Not even by a flush in each turn before it: Twisted makes a call that was reset in the turn after."""
+        self.endpoint.deadline = 2.0
+        self.driver.flush()
+        (call,) = self.clock.getDelayedCalls()
+        for moment in (2.0, 2.5, 3.0):
+            self.clock.rightNow = moment
+            for deadline in (2.0, 2.25, 4.0):
+                self.endpoint.deadline = deadline
+                self.driver.flush()
+                self.assertEqual(cast(DelayedCall, call).getTime(), 2.0)
+        self.clock.advance(0)
+        self.assertEqual(self.endpoint.fired, [3.0])
+
+    def test_a_busy_reactor_makes_it(self) -> None:
+        """With Twisted's own reactor, and a call in each of its turns that flushes."""
+        reactor = ReactorBase.__new__(TurningReactor)
+        ReactorBase.__init__(reactor)
+        driver = EndpointDriver(cast(Endpoint, self.endpoint), reactor, lambda *sent: None, lambda each: None)
+
+        def busy() -> None:
+            reactor.now += 0.5
+            driver.flush()
+            reactor.callLater(0, busy)
+
+        busy()
+        self.endpoint.deadline = 2.0
+        for _ in range(20):
+            reactor.runUntilCurrent()
+            reactor.now += 0.25  # now it reads its sockets
+            driver.flush()
+        self.assertEqual(len(self.endpoint.fired), 1)
 
     def test_the_time_never_runs_backwards_and_goes_on(self) -> None:
         self.clock.advance(100)

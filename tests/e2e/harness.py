@@ -145,7 +145,12 @@ class RawPeer:
     # Ours
 
     async def open(
-        self, host: str, port: int, using: Any = None, options: ClientOptions | None = None
+        self,
+        host: str,
+        port: int,
+        using: Any = None,
+        options: ClientOptions | None = None,
+        session: bytes | None = None,
     ) -> RawPeer:
         """Complete the handshake."""
         self.association = await connect(
@@ -154,6 +159,7 @@ class RawPeer:
             port,
             context=make_client_context(ClientVerification.none()),
             handler=self,
+            session=session,
             options=options,
         )
         return self
@@ -313,7 +319,7 @@ class SynapseTestCase(TestCase):
         self.assertEqual(response.status, 200, f"{method} {path}: {response.body}")
         return response.body
 
-    async def raw(self, port: int | None = None, using: Any = None) -> RawPeer:
+    async def raw(self, port: int | None = None, using: Any = None, session: bytes | None = None) -> RawPeer:
         """A raw association with the homeserver; closed after the test."""
         peer = RawPeer()
         self.addCleanup(peer.close)
@@ -321,6 +327,7 @@ class SynapseTestCase(TestCase):
             self.homeserver.settings.address,
             port if port is not None else self.homeserver.ports.lowbandwidth,
             using,
+            session=session,
         )
         return peer
 

@@ -16,7 +16,9 @@ from synapse_lb.coap.options import (
 from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.errors import MappingError, UnknownPathError
 from synapse_lb.msc3079.mapping import decode_request, decode_response, encode_error
-from synapse_lb.msc3079.messages import NO_BODY
+from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse
+from synapse_lb.msc3079.options import ACCESS_TOKEN
+from synapse_lb.msc3079.server_mapping import encode_answer
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.msc3079.x1 import (
     AliasBook,
@@ -29,7 +31,8 @@ from synapse_lb.msc3079.x1 import (
     expand_path,
     expand_query,
 )
-from synapse_lb.txdtls import records
+from synapse_lb.msc3079.x1.aliases import MAX_ALIASES
+from synapse_lb.txdtls import compact, forms, records
 from tests.fuzz.tape import Tape
 
 
@@ -149,6 +152,40 @@ def matrix_request(data: bytes) -> None:
             assert token not in repr(request), "a token in a representation"
 
 
+def x1_request(data: bytes) -> None:
+    """Map requests of several users of one association, of whom some choose x1, and answer them."""
+    tape = Tape(data)
+    sticky = StickyState(allows_x1=True)
+    book = AliasBook(Side.CLIENT)
+    for _ in range(8):
+        if tape.ended:
+            return
+        try:
+            message = Message.decode(tape.sized())
+        except MessageFormatError:
+            continue
+        pairs = message.options.pairs
+        try:
+            request = decode_request(message.code, pairs, message.payload, sticky)
+        except MappingError as error:
+            code, options, payload = encode_error(error)
+            assert code >= 0x80
+            decode_response(code, options, payload, book=book)
+            continue
+        assert len(request.path) + len(request.query) < 20_000, "a path that expands"
+        assert sticky.aliases is None or len(sticky.aliases) <= MAX_ALIASES
+        said = [value for number, value in pairs if number == ACCESS_TOKEN]
+        assert said or request.access_token is None or request.access_token == sticky.token
+        body = {} if request.body is NO_BODY else {"room_id": "!room:example.com", "body": request.body}
+        answer = encode_answer(MatrixResponse(200, body), request.reply)
+        if sticky.aliases is not None:  # the client knows what it has defined itself
+            book._texts.update(
+                {number: text for number, text in sticky.aliases._texts.items() if not number & 1}
+            )
+        read = decode_response(answer.code, answer.options, answer.payload, book=book)
+        assert request.reply.brief or read.status == 200
+
+
 def matrix_response(data: bytes) -> None:
     """Map an answer of a server."""
     try:
@@ -159,8 +196,23 @@ def matrix_response(data: bytes) -> None:
     assert 200 <= response.status <= 599
 
 
+def dtls_compact(data: bytes) -> None:
+    """What stands for a datagram of DTLS has a form that stands for the same; nothing else raises."""
+    offer = compact.Offer(data[:32], b"\xcc\xa9")
+    plains = [data, forms.read(data)[0], forms.read(data, offer)[0]]
+    if compact.is_compact(data):
+        plains += [plain for plain in (compact.expand(data), compact.expand_answer(data, offer)) if plain]
+    for plain in plains:
+        for short in (compact.shrink(plain), compact.shrink_hello(plain) or plain):
+            assert len(short) <= len(plain)
+            assert short == plain or compact.expand(short) == plain
+        answer = compact.shrink_answer(plain, offer)
+        assert answer == plain or compact.expand_answer(answer, offer) == plain
+
+
 def dtls_records(data: bytes) -> None:
     """Look at a datagram as the DTLS port does, before any key is involved."""
+    dtls_compact(data)
     whole = records.split_records(data)
     assert data.startswith(b"".join(whole))
     for mtu in (64, 1200):

@@ -70,7 +70,10 @@ class _Echo:
 
 
 def port(data: bytes) -> None:
-    """A server, a client that is connected, one that is about to be, and what strangers send meanwhile."""
+    """A server, a client that is connected, one that is about to be, and what strangers send meanwhile.
+
+    If the first byte is odd, what both send is compact.
+    """
     server_context, client_context = contexts()
     network = MemoryUDP()
     handler, heard = _Echo(), _Echo()
@@ -80,14 +83,14 @@ def port(data: bytes) -> None:
     handler.port = server
     network.listenUDP(SERVER[1], server, interface=SERVER[0])
 
-    def connected(patience: float) -> list[ClientAssociation]:
+    def connected(patience: float, session: bytes | None = None) -> list[ClientAssociation]:
         made: list[ClientAssociation] = []
         connect(
             network,
             *SERVER,
             context=client_context,
             server_name=None,
-            session=None,
+            session=session,
             options=ClientOptions(),
             handler=heard,
         ).addCallbacks(made.append, lambda failure: None)
@@ -96,7 +99,9 @@ def port(data: bytes) -> None:
 
     quiet = connected(0.1)
     assert quiet, "no association on an empty network"
-    busy = connected(0.0)
+    if data[:1] and data[0] % 2:
+        quiet[0].use_compact()
+    busy = connected(0.0, quiet[0].session)
     _strangers(Tape(data), network, quiet[0])
     _check_amplification(network)
     heard.texts.clear()

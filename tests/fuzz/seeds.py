@@ -14,7 +14,8 @@ from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import Code, OptionNumber, Type
 from synapse_lb.coap.options import Options
 from synapse_lb.msc3079 import cbor
-from synapse_lb.msc3079.mapping import NO_BODY, encode_request
+from synapse_lb.msc3079.mapping import NO_BODY, encode_request, encode_x1_request
+from synapse_lb.msc3079.x1 import AliasBook, Side
 from tests.fuzz.tape import sized
 from tests.fuzz.targets import CORPUS
 
@@ -71,6 +72,31 @@ def _message(
     return Message(type_, code, message_id, b"\1", Options(tuple(pairs)), payload).encode()
 
 
+def x1_requests() -> list[bytes]:
+    """Of two users on one association, the second of whom guesses the first one's alias."""
+    book = AliasBook(Side.CLIENT)
+    datagrams = []
+    for index, token in enumerate(("one", None, "two")):
+        written = encode_x1_request(
+            "PUT",
+            "/_matrix/client/v3/rooms/!r:h/send/m.room.message/1?since=s1_2",
+            None,
+            EVENT,
+            book,
+            token=token,
+            announce=index == 0,
+        )
+        book.confirm(written.definitions)
+        message = Message(Type.CON, written.code, index, b"", Options.of(*written.options), written.payload)
+        datagrams.append(message.encode())
+    return datagrams
+
+
+def _http(*parts: str) -> bytes:
+    """A tape of texts."""
+    return b"".join(sized(part.encode()) for part in parts)
+
+
 def blocks() -> list[bytes]:
     """A body in blocks, an observation, and what Q-Block adds."""
     path = (int(OptionNumber.URI_PATH), b"a")
@@ -120,6 +146,23 @@ def seeds() -> dict[str, list[bytes]]:
         ],
         "x1_path": [bytes.fromhex(path) for path in X1_PATHS],
         "matrix_request": [b"".join(map(sized, requests())), *map(sized, requests())],
+        "x1_request": [b"".join(map(sized, x1_requests())), *map(sized, x1_requests())],
+        "discovery": [
+            _http("\0", '{"m.homeserver": {"base_url": "https://h:1"}}', "\0", f'{{"versions": [], {said}}}')
+            for said in (
+                '"org.matrix.msc3079.low_bandwidth": {"dtls": 8008}',
+                '"m.low_bandwidth": {"dtls": 70000}',
+                '"a": [1.5, null]',
+            )
+        ]
+        + [_http("\2//[", ""), _http("\1https://a.b/c", "", "\3", "")],
+        "proxy_call": [
+            _http("GET", "/_matrix/client/v3/sync?timeout=30000&filter={}&access_token=a", "Bearer x", ""),
+            _http(
+                "PUT", "/_matrix/client/v3/rooms/!r%3Ah/send/m.room.message/1", "Bearer x", json.dumps(EVENT)
+            ),
+            _http("POST", "/_matrix/client/v3/login", "", '{"a": 1e400, "b": "\\ud800", "c": [[[]]]}'),
+        ],
         "matrix_response": [
             *blocks(),
             _message(Type.ACK, Code.CONTENT, 1, (12, b"\x3c"), payload=cbor.encode({"event_id": "$x"}, 1)),
@@ -127,11 +170,20 @@ def seeds() -> dict[str, list[bytes]]:
                 Type.ACK, Code.TOO_MANY_REQUESTS, 1, (14, b"\5"), (12, b"2"), payload=b'{"errcode":"M"}'
             ),
         ],
-        "dtls_records": [hello + b"\0" * 6, alert, hello + alert],
+        "dtls_records": [
+            hello + b"\0" * 6,
+            alert,
+            hello + alert,
+            b"\xf0\0" + bytes(64) + b"ab.c",
+            b"\xf1" + bytes(72),
+            b"\xf2\x28" + bytes(40) + b"\xf4\1" + bytes(20),
+            b"\xf5\1\0" + bytes(20),
+        ],
         "dtls_port": [
             bytes(range(120)),
             bytes([1, 0, 0, 5, 1, 2, 0, 1] * 20),
             bytes([5, 0, 3, 2, 4, 1] * 20),
+            bytes([5, 0, 1, 1, 3, 0, 2, 4, 0, 1] * 20),
         ],
         "endpoint_server": [_server_tape(blocks()), _server_tape([*reversed(blocks())])],
         "endpoint_client": [_client_tape(blocks()), _client_tape([*reversed(blocks())])],

@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from tests.fuzz import codecs, dtls, endpoints
+from tests.fuzz import clients, codecs, dtls, endpoints
 
 CORPUS: Final = Path(__file__).parent / "corpus"
 
@@ -56,8 +56,21 @@ TARGETS: Final[Mapping[str, Target]] = {
         "A message becomes a request for the Client-Server API with a clean path and token, or raises a MappingError"
         " that has an answer.",
     ),
+    "x1_request": Target(
+        codecs.x1_request,
+        "Messages of several users of one association become requests with paths of bounded length and answers that"
+        " their client can read, or raise a MappingError that has an answer.",
+    ),
     "matrix_response": Target(
         codecs.matrix_response, "A message becomes a response with an HTTP status, or raises MappingError."
+    ),
+    "discovery": Target(
+        clients.discovery,
+        "Whatever a server says of where it is, it is found over HTTPS at a port that there is, or DiscoveryError.",
+    ),
+    "proxy_call": Target(
+        clients.proxy_call,
+        "An HTTP request to the proxy is worded for CoAP and HTTPS, or raises ProxyError or BadRequest.",
     ),
     "dtls_records": Target(
         codecs.dtls_records,

@@ -17,6 +17,7 @@ from synapse_lb.homeserver.config import (
     ModuleConfig,
     check_listeners,
     parse_listener,
+    parse_module,
 )
 from synapse_lb.homeserver.module import LowBandwidthModule, versions_content
 from synapse_lb.server.sync_observer import ObserveOptions
@@ -52,6 +53,10 @@ class ListenerTests(SynchronousTestCase):
         )
         self.assertEqual((config.type, config.http_options, config.is_tls()), ("lowbandwidth", None, False))
         self.assertEqual(config.get_site_tag(), "8008")
+
+    def test_port_of_other_processes(self) -> None:
+        self.assertEqual(parse_module({"advertised_port": 8448}), ModuleConfig(advertised_port=8448))
+        self.assertRaises(ConfigError, parse_module, {"advertised_port": 0})
 
     def test_addresses(self) -> None:
         self.assertEqual(listener(bind_addresses=["::1", "127.0.0.1"]).bind_addresses, ("::1", "127.0.0.1"))
@@ -249,7 +254,7 @@ class ModuleTests(SynchronousTestCase):
 
     def test_mistakes(self) -> None:
         for content, text in (
-            ({"metric": True}, "unknown option 'metric'; known are: metrics"),
+            ({"metric": True}, "unknown option 'metric'; known are: advertised_port, metrics"),
             ({"metrics": 1}, "must be true or false"),
             (["metrics"], "must be a mapping"),
         ):

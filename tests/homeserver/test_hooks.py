@@ -32,7 +32,9 @@ def fake_api(**changes: Any) -> ModuleApi:
     """As much of a module API as `hooks.Homeserver` looks at."""
     config = FakeConfig(
         server=SimpleNamespace(listeners=[], server_name="example.org"),
-        worker=SimpleNamespace(worker_app=None, worker_listeners=[]),
+        worker=SimpleNamespace(
+            worker_app=None, worker_listeners=[], writers=SimpleNamespace(typing=["master", "b"])
+        ),
         tls=SimpleNamespace(tls_certificate_file=None, tls_private_key_file=None),
         config_files=[],
     )

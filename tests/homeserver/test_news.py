@@ -54,11 +54,19 @@ class Synapse:
         hs = SimpleNamespace(
             config=SimpleNamespace(server=SimpleNamespace(track_presence=self.tracks_presence)),
             get_auth=lambda: self,
-            get_datastores=lambda: SimpleNamespace(main=None),
+            get_datastores=lambda: SimpleNamespace(main=self),
             get_notifier=lambda: self,
             get_presence_handler=lambda: self,
         )
         return cast(hooks.Homeserver, SimpleNamespace(hs=hs, server_name="x"))
+
+    def process_replication_rows(self, stream_name: str, instance_name: str, token: int, rows: Any) -> None:
+        """What other processes have written."""
+
+    def told_of(self, cache: str, *keys: str) -> None:
+        """Another process tells what to forget."""
+        rows = [SimpleNamespace(cache_func=cache, keys=[key]) for key in keys]
+        self.process_replication_rows("caches", "main", 7, rows)
 
     def something_happens(self, user_id: str = "@alice:x") -> None:
         """The notifier is told of something for a user."""
@@ -211,6 +219,19 @@ class NewsTests(SynchronousTestCase):
         self.news.token_ended("token")
         self.assertEqual(len(self.revoked), 2)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_token_that_another_process_ends(self) -> None:
+        """As in a Synapse with workers: a logout is not told to the modules of the others."""
+        self.subscribe()
+        self.synapse.told_of("get_user_by_access_token", "another", "token")
+        self.assertEqual(self.revoked, [])  # It was changed, and is good.
+        del self.synapse.owners["token"]
+        self.synapse.told_of("get_user_by_id", "token")
+        self.assertEqual(self.revoked, [])
+        self.synapse.told_of("get_user_by_access_token", "token")
+        self.assertEqual([each.body["errcode"] for each in self.revoked], ["M_UNKNOWN_TOKEN"])
+        self.news.close()
+        self.assertNotIn("process_replication_rows", vars(self.synapse))
 
     def test_a_token_that_ends_while_its_owner_is_looked_for(self) -> None:
         self.synapse.owner = Deferred()

@@ -131,7 +131,9 @@ class MetricsTests(OperatorTestCase):
         client = self.client()
         await client.request("GET", "/_matrix/client/versions")
         self.assertEqual(self.value("associations", state="anonymous"), 1)
+        strangers = self.value("strangers")
         await client.request("GET", f"{V3}/account/whoami", token=user["access_token"])
+        self.assertEqual(self.value("strangers"), strangers - 1)
         self.assertEqual(self.value("associations", state="anonymous"), 0)
         self.assertEqual(self.value("associations", state="authenticated"), 1)
         session = client.session

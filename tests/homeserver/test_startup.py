@@ -43,7 +43,7 @@ class StartUpTests(SynchronousTestCase):
     def test_unknown_option_of_the_module(self) -> None:
         output = self.refused(module_config={"observe": True})
         self.assertIn("Error in configuration at 'modules.<item 0>.config.observe'", output)
-        self.assertIn("unknown option 'observe'; known are: metrics", output)
+        self.assertIn("unknown option 'observe'; known are: advertised_port, metrics", output)
 
     def test_port_in_use(self) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

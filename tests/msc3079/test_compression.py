@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079 import cbor
-from synapse_lb.msc3079.compression import deflate, inflate
+from synapse_lb.msc3079.compression import ALWAYS_INFLATED, TIMES_INFLATED, deflate, inflate, most_inflated
 from synapse_lb.msc3079.errors import CompressionError
+from synapse_lb.msc3079.extension import X1
 from synapse_lb.msc3079.mapping import (
     MappingError,
     MappingLimits,
@@ -25,9 +26,11 @@ from synapse_lb.msc3079.mapping import (
     decode_response,
     encode_request,
     encode_response,
+    encode_x1_request,
 )
 from synapse_lb.msc3079.secrecy import SECRET_RESOURCES, holds_secret, takes_or_gives_secrets
 from synapse_lb.msc3079.sticky import StickyState
+from synapse_lb.msc3079.x1 import AliasBook, Side, encode_body
 from tests.msc3079.requests import POST, PUT, options, refusal, request
 from tests.msc3079.strategies import JSON_VALUES, PROPERTY, same, settled
 
@@ -40,6 +43,66 @@ def raw(data: bytes) -> bytes:
     """Deflate without the zlib format."""
     stream = zlib.compressobj(6, zlib.DEFLATED, -15)
     return stream.compress(data) + stream.flush()
+
+
+class RatioTests(SynchronousTestCase):
+    """A datagram of a stranger does not become a megabyte."""
+
+    def text(self, size: int) -> dict[str, str]:
+        """A body of so many bytes of CBOR that deflate makes next to nothing."""
+        body = {"body": "x" * (size - 9)}
+        self.assertEqual(len(cbor.encode(body)), size)
+        return body
+
+    def read(self, content_format: bytes, payload: bytes) -> Any:
+        return request(PUT, payload, more=[(12, content_format)]).body
+
+    def test_most(self) -> None:
+        self.assertEqual(most_inflated(10, 1 << 20), ALWAYS_INFLATED)
+        self.assertEqual(most_inflated(10_000, 1 << 20), 10_000 * TIMES_INFLATED)
+        self.assertEqual(most_inflated(10_000, 15_000), 15_000)
+        self.assertEqual(most_inflated(1, 10), 10)
+
+    def test_at_the_bound(self) -> None:
+        for size, fits in ((ALWAYS_INFLATED, True), (ALWAYS_INFLATED + 1, False)):
+            body = self.text(size)
+            payload = zlib.compress(cbor.encode(body), 9)
+            if fits:
+                self.assertEqual(self.read(b"\x2b\x34", payload), body)
+            else:
+                error = refusal(PUT, payload, more=[(12, b"\x2b\x34")])
+                self.assertEqual((error.code, error.errcode), (0x8D, "M_TOO_LARGE"))
+
+    def test_in_x1(self) -> None:
+        sticky = StickyState(allows_x1=True)
+        for size, fits in ((ALWAYS_INFLATED, True), (ALWAYS_INFLATED + 1, False)):
+            body = ["x" * (size - 4)]
+            payload = encode_body(body).data
+            self.assertLess(len(payload), 100)
+            if fits:
+                self.assertEqual(request(PUT, payload, sticky, more=[(X1, b"\x01")]).body, body)
+            else:
+                error = refusal(PUT, payload, sticky, more=[(X1, b"\x01")])
+                self.assertEqual((error.code, error.errcode), (0x8D, "M_TOO_LARGE"))
+
+    def test_what_the_client_writes_is_taken(self) -> None:
+        """It compresses no request that would be refused; answers have no such bound."""
+        sticky = StickyState(allows_x1=True)
+        for size in (ALWAYS_INFLATED, ALWAYS_INFLATED + 20, 60_000):
+            body = self.text(size)
+            _, pairs, payload = encode_request(
+                "PUT", "/_matrix/client/v3/x", None, body, content_format=11060
+            )
+            self.assertEqual(len(payload) < 200, size == ALWAYS_INFLATED)
+            self.assertEqual(decode_request(PUT, pairs, payload, StickyState()).body, body)
+            written = encode_x1_request(
+                "PUT", "/_matrix/client/v3/x", None, body, AliasBook(Side.CLIENT), announce=True
+            )
+            self.assertEqual(len(written.payload) < 200, size == ALWAYS_INFLATED)
+            self.assertEqual(decode_request(PUT, written.options, written.payload, sticky).body, body)
+            answer = encode_response(MatrixResponse(200, body), ReplyFormat(deflate=True))
+            self.assertLess(len(answer[2]), 200)
+            self.assertEqual(decode_response(*answer).body, body)
 
 
 class InflateTests(SynchronousTestCase):

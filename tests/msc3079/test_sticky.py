@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.msc3079.mapping import MappingError, ReplyFormat, effective_token
+from synapse_lb.msc3079.mapping import MappingError, MappingLimits, ReplyFormat, note_token
 from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
 from synapse_lb.msc3079.sticky import StickyState
 from tests.msc3079.requests import FETCH, GET, PUT, refusal, request
@@ -48,6 +50,21 @@ class TokenTests(SynchronousTestCase):
         self.assertEqual(request(sticky=sticky).access_token, "two")
         self.assertIsNone(request().access_token)
 
+    def test_a_query_with_a_token_is_not_given_the_sticky_one(self) -> None:
+        """Synapse refuses a request that says in two ways whose it is; the sticky token is in force afterwards."""
+        sticky = StickyState(token="one")
+        for query in (["access_token=two"], ["limit=1", "access_token=two"]):
+            asked = request(sticky=sticky, query=query)
+            self.assertIsNone(asked.access_token)
+            self.assertTrue(asked.query.endswith(b"access_token=two"))
+        self.assertEqual(request(sticky=sticky, query=["my_access_token=two"]).access_token, "one")
+        self.assertEqual(request(sticky=sticky).access_token, "one")
+
+    def test_a_request_may_say_both_by_itself(self) -> None:
+        """What the client itself mixes is the server's to refuse."""
+        asked = request(query=["access_token=two"], more=token(b"one"))
+        self.assertEqual(asked.access_token, "one")
+
     def test_an_empty_one_means_none_from_now_on(self) -> None:
         for value in (b"", b"Bearer "):
             sticky = StickyState(token="one")
@@ -77,18 +94,19 @@ class TokenTests(SynchronousTestCase):
             sticky = StickyState(token="one")
             error = refusal(sticky=sticky, more=token(value))
             self.assertEqual((error.code, error.errcode), (0x80, "M_INVALID_PARAM"), value)
-            self.assertEqual(sticky.token, "one")
+            self.assertIsNone(sticky.token, "whoever wrote that is not the one before")
 
     @PROPERTY
     @given(st.binary(max_size=30))
     def test_any_value(self, value: bytes) -> None:
-        sticky = StickyState()
-        effective = effective_token(token(value), sticky)
+        sticky, noted = StickyState(token="old"), StickyState(token="old")
+        with contextlib.suppress(MappingError):
+            note_token(token(value), noted)
         try:
             found = request(sticky=sticky, more=token(value)).access_token
         except MappingError:
             found = None
-        self.assertEqual(effective, found)
+        self.assertEqual((noted.token, sticky.token), (found, found))
         self.assertRegex(found or "x", r"\A[!-~]+\Z")
 
     def test_too_long(self) -> None:
@@ -116,8 +134,8 @@ class TokenTests(SynchronousTestCase):
         self.assertNotIn("cret", repr(error) + str(error))
 
 
-class EffectiveTokenTests(SynchronousTestCase):
-    """The token in force for one message."""
+class NoteTokenTests(SynchronousTestCase):
+    """The token in force from one message on."""
 
     def test_rows(self) -> None:
         rows: tuple[tuple[list[tuple[int, bytes]], str | None, str | None], ...] = (
@@ -126,12 +144,19 @@ class EffectiveTokenTests(SynchronousTestCase):
             (token(b"new"), "old", "new"),
             (token(b"Bearer new"), None, "new"),
             (token(b""), "old", None),
-            (token(b"a b"), "old", None),
         )
         for pairs, before, wanted in rows:
             sticky = StickyState(token=before)
-            self.assertEqual(effective_token(pairs, sticky), wanted)
-            self.assertEqual(sticky.token, before)
+            note_token(pairs, sticky)
+            self.assertEqual(sticky.token, wanted)
+
+    def test_refused(self) -> None:
+        for value in (b"a b", b"x" * 9):
+            sticky = StickyState(token="old")
+            self.assertRaises(
+                MappingError, note_token, token(value), sticky, MappingLimits(max_token_length=8)
+            )
+            self.assertIsNone(sticky.token)
 
 
 class KeyVersionTests(SynchronousTestCase):

@@ -15,9 +15,11 @@ from synapse_lb import __version__
 from synapse_lb.cli.main import COMMANDS
 from synapse_lb.coap.counters import Counters
 from synapse_lb.coap.tuning import Limits
+from synapse_lb.homeserver.handover import HandoverCounters
 from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.sync_observer import ObserveOptions, ObserverCounters
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
+from synapse_lb.upstream.http import UpstreamCounters
 from tests.project.sources import PACKAGE, ROOT, relative
 
 LINK: Final = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -124,14 +126,21 @@ class NamesTests(SynchronousTestCase):
 
     def test_counters_exist(self) -> None:
         """Every counter of the table of failures, and every metric named elsewhere, is counted."""
-        rooms = {"dtls": ServerCounters, "coap": Counters, "gateway": GatewayCounters}
+        rooms = {
+            "dtls": ServerCounters,
+            "coap": Counters,
+            "gateway": GatewayCounters,
+            "dispatch": UpstreamCounters,
+            "handover": HandoverCounters,
+        }
         known = {
             f"{room}_{field.name}" for room, counters in rooms.items() for field in attrs.fields(counters)
         }
         named = set()
         for path in documents():
-            named |= set(re.findall(r"`((?:dtls|coap|gateway)_\w+)`", path.read_text()))
-            named |= set(re.findall(r"synapse_lb_((?:dtls|coap|gateway)_\w+)_total", path.read_text()))
+            named |= set(re.findall(rf"`((?:{'|'.join(rooms)})_\w+)`", path.read_text()))
+            named |= set(re.findall(rf"synapse_lb_((?:{'|'.join(rooms)})_\w+)_total", path.read_text()))
+        named -= {"handover_path"}
         self.assertGreater(len(named), 20)
         self.assertEqual(named - known, set())
 
@@ -204,6 +213,31 @@ class SecurityTests(SynchronousTestCase):
             self.assertNotEqual(named, [], row)
             for name in named:
                 self.assertTrue((ROOT / name).exists(), name)
+
+    def test_each_bound_is_tested_counted_and_shown(self) -> None:
+        """Each row of "Bounds at a glance": its tests name its options and counters, and so does the dashboard."""
+        text = (ROOT / "docs" / "architecture.md").read_text()
+        table = text.partition("### Bounds at a glance")[2].partition("Every eviction")[0]
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+        self.assertGreater(len(rows), 15)
+        dashboard = (ROOT / "contrib" / "grafana" / "synapse-lb.json").read_text()
+        options = {
+            field.name for kind in (ServerOptions, Limits, ObserveOptions) for field in attrs.fields(kind)
+        }
+        hardening = (ROOT / "docs" / "hardening.md").read_text()
+        for bound, option, counter, tests in rows:
+            sources = "".join((ROOT / name).read_text() for name in re.findall(r"`([\w/]+\.py)`", tests))
+            for name in re.findall(r"`(\w+)`", option):
+                self.assertIn(name, options, bound)
+                self.assertTrue(name in sources, f"{bound}: {name} is not in its tests")
+                if re.match("max_(ass|una)|una|evi|handshakes", name):
+                    self.assertIn(f"| `{name}` |", hardening, bound)
+            counters = re.findall(r"`(\w+)`", counter)
+            self.assertNotEqual(counters, [], bound)
+            for name in counters:
+                counted = re.search(rf"\b{name.partition('_')[2]}\b", sources)
+                self.assertIsNotNone(counted, f"{bound}: {name} is not in its tests")
+                self.assertTrue(f"synapse_lb_{name}_total" in dashboard, f"{bound}: {name}")
 
     def test_bounds_are_the_defaults(self) -> None:
         """The options, defaults and counters of the hardening guide are those of the code."""

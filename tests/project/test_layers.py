@@ -29,10 +29,11 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "msc3079": frozenset(),
     "coaps": frozenset({"coap", "txdtls"}),
     "server": WIRE,
-    "homeserver": WIRE | {"server"},
     "client": WIRE,
+    "upstream": WIRE | {"server", "client"},
+    "homeserver": WIRE | {"server", "upstream"},
     "proxy": WIRE | {"client"},
-    "standalone": WIRE | {"server", "client"},
+    "standalone": WIRE | {"server", "client", "upstream"},
     "testing": WIRE | {"server", "homeserver", "client"},
     "cli": WIRE | {"client", "proxy", "standalone", "testing"},
     "(top)": frozenset({"homeserver"}),
@@ -64,6 +65,9 @@ IMPURE_MODULES: Final = (
 
 SYNAPSE_ROOMS: Final = frozenset({"homeserver", "testing"})
 """Rooms that may import Synapse."""
+
+SYNAPSE_HARNESS: Final = "synapse_lb.testing.synapse"
+"""Synapse in the process of a test."""
 
 PRIVATE_SYNAPSE_FILE: Final = "synapse_lb/homeserver/hooks.py"
 PRIVATE_BINDING_FILE: Final = "synapse_lb/txdtls/binding.py"
@@ -183,9 +187,19 @@ class PrivateNamesTests(SynchronousTestCase):
         wrong = [
             f"{where(path, found.line)}: {found.target}"
             for path in package_files()
-            if room(module_name(path)) == "testing"
+            if room(module_name(path)) == "testing" and not module_name(path).startswith(SYNAPSE_HARNESS)
             for found in _top_imports(path)
             if starts_with(found.module, "synapse") or starts_with(found.module, f"{PACKAGE}.homeserver")
+        ]
+        self.assertEqual(wrong, [])
+
+    def test_only_tests_use_the_harness(self) -> None:
+        """Nothing else of the package imports the harness, which imports Synapse at its top."""
+        wrong = [
+            f"{where(path, found.line)}: {found.target}"
+            for path, found in package_imports()
+            if starts_with(found.target, SYNAPSE_HARNESS)
+            and not module_name(path).startswith(SYNAPSE_HARNESS)
         ]
         self.assertEqual(wrong, [])
 

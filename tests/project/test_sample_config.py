@@ -63,7 +63,7 @@ class SampleConfigTests(SynchronousTestCase):
         """The options of the sample are those that the parser knows, no more and no fewer."""
         listener = sample(with_defaults=True)["listeners"][0]
         self.assertEqual(set(listener), self.refused({**MINIMAL, "zzz": 1}))
-        for part in ("limits", "tuning"):
+        for part in ("dispatch", "limits", "tuning"):
             self.assertEqual(set(listener[part]), self.refused({**MINIMAL, part: {"zzz": 1}}), part)
 
     def test_every_option_of_the_module(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import urlencode
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
@@ -15,9 +16,12 @@ from synapse_lb.client import errors
 from synapse_lb.client.discovery import Discovered, Discovery
 from synapse_lb.client.uri import parse_server
 from synapse_lb.msc3079.mapping import MatrixResponse
-from synapse_lb.proxy.answers import ProxyError, client_error, matrix_answer
+from synapse_lb.proxy.answers import Answer, ProxyError, client_error, matrix_answer
+from synapse_lb.proxy.call import Call
+from synapse_lb.proxy.filters import lean_query
 from synapse_lb.proxy.home import Home, Place
 from synapse_lb.proxy.options import ProxyOptions
+from synapse_lb.proxy.proxy import _with_own_url_in_text
 
 
 class AnswersTests(SynchronousTestCase):
@@ -32,6 +36,11 @@ class AnswersTests(SynchronousTestCase):
             answer = matrix_answer(response)
             self.assertEqual((answer.status, answer.body), (response.status, body))
             self.assertEqual(dict(answer.headers).get(b"Content-Type"), b"application/json" if body else None)
+
+    def test_a_text_that_is_no_unicode(self) -> None:
+        """JSON can name lone surrogates, and so can the answer."""
+        answer = matrix_answer(MatrixResponse(200, {"a": "\ud800", "b": "\u00e4"}))
+        self.assertEqual(json.loads(answer.body), {"a": "\ud800", "b": "\u00e4"})
 
     def test_retry_after(self) -> None:
         answer = ProxyError(429, "M_LIMIT_EXCEEDED", "no", 1.2).answer()
@@ -76,3 +85,17 @@ class HomeTests(SynchronousTestCase):
         home = Home(Clock(), ProxyOptions(discover="https://h"))
         self.patch(Discovery, "look_up", lambda *_: succeed(Discovered("https://base", None)))
         self.assertEqual(self.find(home), Place(None, "https://base"))
+
+
+class ServersTextTests(SynchronousTestCase):
+    """What comes over HTTPS, and from clients, and may be anything that JSON can name."""
+
+    def test_an_answer_that_is_nested_too_deeply(self) -> None:
+        """It goes on as it is."""
+        call = Call.of(b"POST", b"/_matrix/client/v3/login", (), b"{}")
+        answer = Answer(200, b"[" * 100_000 + b"]" * 100_000)
+        self.assertIs(_with_own_url_in_text(answer, call), answer)
+
+    def test_a_filter_with_a_text_that_is_no_unicode(self) -> None:
+        query = lean_query((("filter", '{"x":"\\ud800"}'),))
+        self.assertIn("%5Cud800", urlencode(query))

@@ -8,8 +8,9 @@ import random
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.coap.tuning import Limits
+from synapse_lb.coap.tuning import Limits, Tuning
 from synapse_lb.server.gateway import Gateway
+from synapse_lb.server.turnstile import AT_ONCE
 from tests.server.test_gateway import SYNC, VERSIONS, Client, Dispatcher, FakePort
 
 
@@ -53,3 +54,25 @@ class FairnessTests(SynchronousTestCase):
         self.clock.pump([0.0] * 10)
         order = [request.path.rsplit(b"/", 1)[1] for request, _ in self.dispatcher.asked]
         self.assertLessEqual(order.index(b"quiet"), 3)
+
+    def test_of_one_association_a_few_are_served_at_a_time(self) -> None:
+        tuning = Tuning(separate_after=0.1)
+        gateway = Gateway(self.dispatcher, clock=self.clock, random=random.Random(1), tuning=tuning)
+        port = FakePort()
+        gateway.attach(port)
+        flooder, quiet = Client(gateway, port, self.clock, 1), Client(gateway, port, self.clock, 2)
+        self.dispatcher.answer = self.dispatcher.later
+        for number in range(AT_ONCE + 5):
+            flooder.request("GET", f"{VERSIONS}/{number}")
+            self.clock.pump([0.05] * 3)
+        self.assertEqual(len(self.dispatcher.asked), AT_ONCE)
+        quiet.request("GET", f"{VERSIONS}/quiet")
+        self.clock.pump([0.0] * 3)
+        self.assertEqual(len(self.dispatcher.asked), AT_ONCE + 1)
+        self.assertEqual(self.turnstile_timers(), 1)
+        gateway.shutdown()
+        self.assertEqual(self.turnstile_timers(), 0)
+
+    def turnstile_timers(self) -> int:
+        """How many of the delayed calls are a turnstile's."""
+        return sum("Turnstile" in str(call) for call in self.clock.getDelayedCalls())

@@ -132,7 +132,7 @@ class Client:
             self.results[event.exchange] = event.error
 
 
-class GatewayTests(SynchronousTestCase):
+class GatewayTestCase(SynchronousTestCase):
     """A gateway with its clients on a clock of the test's own."""
 
     def setUp(self) -> None:
@@ -160,6 +160,10 @@ class GatewayTests(SynchronousTestCase):
         response = result()
         assert isinstance(response, MatrixResponse), response
         return response
+
+
+class GatewayTests(GatewayTestCase):
+    """Requests, answers, and what a client leaves behind."""
 
     def test_there_and_back(self) -> None:
         response = self.ask(self.alice, "GET", VERSIONS)

@@ -70,6 +70,11 @@ class WhatTests(SynchronousTestCase):
         request = sync("filter=%7B%22a%22%3A1%7D&%74imeout=5&org.x=%C3%BC&flag").next_request()
         self.assertEqual(request.query, b"filter=%7B%22a%22%3A1%7D&org.x=%C3%BC&flag")
 
+    def test_a_place_that_cannot_be_sent_back_is_none(self) -> None:
+        for place in ("", None, 1, ["s"], "s\ud800"):
+            self.assertIsNone(sync().position_in({"next_batch": place}))
+        self.assertEqual(sync().position_in({"next_batch": "s\u00fc"}), "s\u00fc")
+
     def test_what_comes_after(self) -> None:
         after = sync("since=a&full_state=1").after({"next_batch": "b&c"})
         self.assertEqual((after.position, after.is_first), ("b&c", False))

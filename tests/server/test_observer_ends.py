@@ -51,6 +51,20 @@ class EndTests(ObserverTestCase):
 
     def test_what_was_ended_is_not_told_to_another(self) -> None:
         """The request that ended it was refused; the next one with Observe 1 is somebody else's."""
+        self.ended_by_what_is_refused()
+        other = self.alice.ask_to_stop(token="bob-1")
+        self.settle()
+        self.assertEqual(other.final.body, {})
+
+    def test_what_was_ended_is_not_told_of_something_else(self) -> None:
+        """The next one is the same user's, and of another place."""
+        self.ended_by_what_is_refused()
+        other = self.alice.ask_to_stop(SYNC + "?since=s7")
+        self.settle()
+        self.assertEqual(other.final.body, {"next_batch": "s7"})
+
+    def ended_by_what_is_refused(self) -> None:
+        """Observe 1 with the token of an observation, in a message that is not served."""
         self.homeserver.say("one")
         seen = self.registered()
         token = next(iter(self.gateway.endpoint._core.peers[1].serving))
@@ -60,9 +74,6 @@ class EndTests(ObserverTestCase):
         self.settle()
         self.assertEqual(Message.decode(self.alice.received[-1]).code, Code.BAD_OPTION)
         self.assertEqual(len(seen.notifications), 1)
-        other = self.alice.ask_to_stop(token="bob-1")
-        self.settle()
-        self.assertEqual(other.final.body, {})
 
     def test_a_reset(self) -> None:
         seen = self.registered()

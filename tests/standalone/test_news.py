@@ -14,7 +14,8 @@ from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.sync_observer import ObserveOptions
-from synapse_lb.standalone.news import LONGEST_RETRY, WHOAMI, PollingNews
+from synapse_lb.standalone.news import LONGEST_RETRY, PollingNews
+from synapse_lb.standalone.standing import WHOAMI
 from synapse_lb.testing.lossy import LossyLink, Weather
 from tests.server.observing import (
     SLIDING,

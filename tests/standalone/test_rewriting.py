@@ -44,6 +44,7 @@ class AppliedTests(SynchronousTestCase):
                         "coap_enum_version": 1,
                         "q_block": 1,
                         "observe": 1,
+                        "x1": 1,
                     },
                 },
             ),
@@ -52,6 +53,10 @@ class AppliedTests(SynchronousTestCase):
     def test_versions_without_observe(self) -> None:
         _, body = Advertisement(1, observe=False).applied(VERSIONS, 200, {"versions": []})
         self.assertNotIn("observe", body[VERSIONS_KEY])
+
+    def test_versions_without_x1(self) -> None:
+        _, body = Advertisement(1, x1=False).applied(VERSIONS, 200, {"versions": []})
+        self.assertNotIn("x1", body[VERSIONS_KEY])
 
     def test_well_known(self) -> None:
         status, body = self.advertisement.applied(WELL_KNOWN, 200, THEIRS)

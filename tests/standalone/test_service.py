@@ -63,7 +63,8 @@ class ServiceTests(ServiceCase):
         client = self.asking(f"coaps://127.0.0.1:{service.port}")
         answer = await client.request("PUT", PATH, {"b": "ü"}, {"x": 1}, "t0ken")
         self.assertEqual((answer.status, answer.body["over"]), (200, "http"))
-        (seen,) = self.homeserver.seen
+        seen, check = self.homeserver.seen
+        self.assertTrue(check.path.endswith("/whoami"))
         self.assertEqual((seen.method, seen.uri, seen.json), ("PUT", PATH + "?b=%C3%BC", {"x": 1}))
         self.assertEqual(seen.headers["authorization"], "Bearer t0ken")
 

@@ -8,7 +8,6 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 
-from synapse_lb.client.https import HttpsLimits
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.standalone.rewriting import VERSIONS_KEY, Advertisement
 from synapse_lb.standalone.upstream import Upstream
@@ -50,7 +49,8 @@ class UpstreamTests(UpstreamCase):
             self.upstream(), path, method="PUT", query=b"a=%26&b", body={"x": [1, None]}, access_token="t0ken"
         )
         self.assertEqual((answer.status, answer.body), (200, {"path": path}))
-        (seen,) = self.server.seen
+        seen, check = self.server.seen
+        self.assertTrue(check.path.endswith("/whoami"))
         self.assertEqual((seen.method, seen.uri, seen.json), ("PUT", f"{path}?a=%26&b", {"x": [1, None]}))
         self.assertEqual(seen.headers["authorization"], "Bearer t0ken")
         self.assertNotIn("x-forwarded-for", seen.headers)
@@ -104,7 +104,7 @@ class TroubleTests(UpstreamCase):
         self.assertEqual(upstream.counters.failures, 1)
 
     async def test_the_homeserver_takes_too_long(self) -> None:
-        answer = await self.ask(self.upstream(limits=HttpsLimits(timeout=0.1)), "/_matrix/client/v3/wait")
+        answer = await self.ask(self.upstream(timeout=0.1), "/_matrix/client/v3/wait")
         self.assertEqual(answer.status, 504)
         await until(lambda: self.server.gone)
 

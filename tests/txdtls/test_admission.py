@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
+import attrs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synapse_lb.txdtls.admission import PER_SOURCE
+from synapse_lb.txdtls import records
+from synapse_lb.txdtls.admission import PER_SOURCE, Admission
+from synapse_lb.txdtls.context import make_server_context
 from synapse_lb.txdtls.options import ClientOptions, ServerOptions
 from tests.txdtls.support import SERVER, NetworkTestCase
 
@@ -97,6 +101,62 @@ class AmplificationTests(HelloTestCase):
         self.assertEqual(self.server.counters.handshakes_timed_out, 1)
 
 
+class WhichTests(HelloTestCase):
+    """Which hellos are answered at once."""
+
+    def test_only_those_that_are_the_first_of_a_handshake(self) -> None:
+        """One that brings a cookie goes the way of cookies, and is proven by it."""
+        hello = records.parse_client_hello(self.hello())
+        assert hello is not None
+        admission = Admission(ServerOptions())
+        for changed, allowed in (
+            (hello, True),
+            (attrs.evolve(hello, cookie=b"12345678"), False),
+            (attrs.evolve(hello, message_sequence=1), False),
+        ):
+            self.assertEqual(admission.allows(changed, 214, "192.0.2.1", 0, 0.0), allowed)
+
+    def test_a_resumption_is_short_and_so_is_its_answer(self) -> None:
+        """Also where the full answer is known to be too long for such a hello."""
+        session = self.connect().session
+        small, resuming = self.hello(SMALL), self.hello(SMALL, session)
+        self.server = self.serve()
+        self.server.datagramReceived(small, ("192.0.2.1", 4000))
+        self.assertEqual((self.server.handshakes, self.server.counters.hello_verify_requests), (0, 1))
+        self.server.datagramReceived(resuming, ("192.0.2.2", 4000))
+        self.assertEqual((self.server.handshakes, self.server.counters.cookies_skipped), (1, 1))
+
+    def test_three_times_with_the_headers(self) -> None:
+        """Those of each datagram of the answer."""
+        admission = Admission(ServerOptions(mtu=1200))
+        for answer, size, fits in (
+            (3 * (214 + 28) - 28, 214, True),
+            (3 * (214 + 28) - 27, 214, False),
+            (1201, 390, False),
+            (3 * (420 + 28) - 2 * 28, 420, True),
+            (3 * (420 + 28) - 2 * 28 + 1, 420, False),
+            (0, 214, False),
+        ):
+            self.assertEqual(admission._fits(answer, size, 28), fits, (answer, size))
+
+    def test_a_signature_in_vain_is_made_once_for_each_certificate(self) -> None:
+        small = self.hello(SMALL)
+        self.server = self.serve()
+        admission, attempts = self.server._admission, []
+        attempt = admission.attempt
+
+        def counting(*arguments: Any) -> Any:
+            attempts.append(1)
+            return attempt(*arguments)
+
+        self.patch(admission, "attempt", counting)
+        for expected in (1, 2):
+            for port in range(3):
+                self.server.datagramReceived(small, ("192.0.2.1", 4000 + port))
+            self.assertEqual((len(attempts), self.server.handshakes), (expected, 0))
+            self.server.replace_context(make_server_context(*self.paths))
+
+
 class BoundTests(HelloTestCase):
     """What somebody with made-up addresses can have the server hold."""
 
@@ -124,12 +184,25 @@ class BoundTests(HelloTestCase):
         self.flood(100)
         self.assertEqual(self.server.handshakes, 7)
 
+    def test_they_count_among_the_handshakes_per_second(self) -> None:
+        """Who is one too many gets a cookie, for which nothing is kept."""
+        self.server = self.serve(ServerOptions(handshakes_per_second=3))
+        self.flood(20)
+        counters = self.server.counters
+        self.assertEqual((self.server.handshakes, counters.cookies_skipped), (3, 3))
+        self.assertEqual(counters.hello_verify_requests, 17)
+
     def test_one_source(self) -> None:
         self.server = self.serve(ServerOptions(unproven_per_second=1000))
         for port in range(100):
             self.server.datagramReceived(self.padded, ("192.0.2.1", 1024 + port))
             self.server.datagramReceived(self.padded, (f"2001:db8::{port}", 4000))
         self.assertEqual(self.server.handshakes, 2 * PER_SOURCE)
+        self.network.advance(30.1)
+        self.assertEqual(self.server.handshakes, 0)
+        for port in range(100):
+            self.server.datagramReceived(self.padded, ("192.0.2.1", 2024 + port))
+        self.assertEqual(self.server.handshakes, PER_SOURCE)
 
     def test_when_half_of_the_room_is_taken_everybody_gets_a_cookie(self) -> None:
         self.server = self.serve(ServerOptions(max_half_open=6))

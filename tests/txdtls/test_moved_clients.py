@@ -160,6 +160,48 @@ class MoveTests(MovedTestCase):
         self.assertEqual(self.sent_to(ELSEWHERE), [])
 
 
+class StrayTests(MovedTestCase):
+    """Two processes at one port, of which one gets what is the other's (`DTLSServerPort.on_stray`)."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.strays: list[tuple[bytes, tuple[str, int]]] = []
+        self.other = DTLSServerPort(context=self.server_context, handler=Recorder(), reactor=self.network)
+        self.other.on_stray = lambda datagram, address: self.strays.append((datagram, address))
+        self.addCleanup(self.other.shutdown)
+
+    def test_the_record_of_a_client_is_handed_over_and_answered(self) -> None:
+        for sender in (self.client.address, ELSEWHERE):
+            datagram = self.datagram(b"text")
+            self.other.datagramReceived(datagram, sender)
+            self.assertEqual(self.strays.pop(), (datagram, sender))
+            self.server.stray_received(datagram, sender)
+            self.assertEqual(self.handler.messages.pop(), (1, b"text"))
+            self.assertEqual(self.address_of(1), sender)
+        self.assertEqual(self.other.counters.datagrams_unknown, 2)
+
+    def test_what_was_handed_over_is_not_handed_over_again(self) -> None:
+        self.other.stray_received(self.datagram(b"text"), ELSEWHERE)
+        self.assertEqual(self.strays, [])
+        self.other.datagramReceived(self.datagram(b"text"), ELSEWHERE)
+        self.assertEqual(len(self.strays), 1)
+
+    def test_only_records_that_could_be_of_a_client(self) -> None:
+        for junk in (b"junk", record(22, b"\0" * 40), record(20, b"\1"), b""):
+            self.other.datagramReceived(junk, ELSEWHERE)
+        self.assertEqual(self.strays, [])
+
+    def test_what_belongs_here_stays_here(self) -> None:
+        strays: list[bytes] = []
+        self.server.on_stray = lambda datagram, address: strays.append(datagram)
+        datagram = self.datagram(b"text")
+        for sender in (self.client.address, self.client.address, ELSEWHERE):
+            self.carry(datagram, sender)
+        self.carry(self.datagram(b"more"))
+        self.assertEqual([text for _, text in self.handler.messages], [b"text", b"more"])
+        self.assertEqual(strays, [datagram])  # the copy from elsewhere could be anybody's
+
+
 class NoMoveTests(MovedTestCase):
     """What must not move an association, and harms it no more than other junk does."""
 

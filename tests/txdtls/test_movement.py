@@ -200,6 +200,16 @@ class BudgetTests(MovementTestCase):
         self.assertEqual(self.find(datagram(21, 1234), mine.address[0]), 1234)
         self.assertIsNone(self.find(datagram(21, 1234), "192.0.2.1"), "there is nothing left for others")
 
+    def test_a_host_with_associations_has_no_more_of_the_other_half(self) -> None:
+        """Its own are tried from what is kept for that, the others only from the rest; it is counted."""
+        self.make(move_trials_per_second=20)
+        self.add("10.0.0.1", 20)
+        for number in range(30):
+            self.add(f"10.0.1.{number}", 20)
+        for tried, refused in ((11, 1), (1, 2), (1, 3)):
+            self.find(datagram(21), "10.0.0.1")
+            self.assertEqual((len(self.tried), self.counters.moves_refused), (tried, refused))
+
     def test_even_a_flood_from_hosts_with_associations_has_an_end(self) -> None:
         self.crowd(10_000, 200)
         for number in range(50_000):
@@ -240,9 +250,12 @@ class BudgetTests(MovementTestCase):
         self.crowd(10, 10)
         for number in range(MAX_SOURCES + 50):
             self.find(datagram(0), f"198.18.{number // 256}.{number % 256}", now=number)
+            if number in (10, 500):
+                self.find(datagram(0), "192.0.2.9", now=number)
         self.assertEqual(len(self.movement._sources), MAX_SOURCES)
-        self.assertNotIn(host_key("198.18.0.49"), self.movement._sources)
-        self.assertIn(host_key("198.18.0.50"), self.movement._sources)
+        self.assertNotIn(host_key("198.18.0.50"), self.movement._sources)
+        self.assertIn(host_key("198.18.0.51"), self.movement._sources)
+        self.assertIn(host_key("192.0.2.9"), self.movement._sources, "it was heard of since")
 
     def test_switched_off(self) -> None:
         self.make(move_trials_per_datagram=0)
@@ -304,6 +317,25 @@ class PathTests(SynchronousTestCase):
         path.received(1000)
         path.moved(("192.0.2.3", 1))
         self.assertFalse(path.admit(b"x"))
+
+    def test_only_the_last_proven_address_needs_no_second_proof(self) -> None:
+        path = Path(("192.0.2.1", 1))
+        path.moved(("192.0.2.2", 1))
+        path.prove(("192.0.2.2", 1))
+        path.moved(("192.0.2.1", 1))
+        self.assertFalse(path.admit(b"x"))
+        self.assertEqual(path.moved(("192.0.2.2", 1)), [b"x"])
+        self.assertTrue(path.admit(bytes(5000)))
+
+    def test_nothing_is_held_during_a_handshake(self) -> None:
+        """The flight is sent again when the client asks for it, and not twice."""
+        path = Path.unproven(("192.0.2.1", 1), 100)
+        self.assertFalse(path.admit(bytes(1000)))
+        self.assertEqual(path.received(1000), [])
+        self.assertEqual(path.prove(("192.0.2.1", 1)), [])
+        path.moved(("192.0.2.2", 1))
+        self.assertFalse(path.admit(b"x"))
+        self.assertEqual(path.held, [b"x"])
 
     def test_back_at_the_proven_address(self) -> None:
         path = Path(("192.0.2.1", 1))

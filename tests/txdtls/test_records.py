@@ -122,6 +122,7 @@ class InspectTests(SynchronousTestCase):
                 client_hello=False,
                 hello_verify_request=False,
                 size=len(flight),
+                wire=len(flight),
             ),
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from synapse_lb.txdtls import errors
 from synapse_lb.txdtls.association import Association
 from synapse_lb.txdtls.options import ServerOptions
+from synapse_lb.txdtls.strangers import CROWD
 from tests.txdtls.support import SERVER, NetworkTestCase, RawClient, Recorder
 
 
@@ -168,6 +169,28 @@ class SourceTests(StrangersTestCase):
         self.come("192.0.2.1", 4002)
         self.assertEqual(self.losses, [(2, errors.Evicted)])
 
+    def test_a_known_client_of_the_same_source_goes_only_after_long_silence(self) -> None:
+        """Of several the one that has been silent for longest, whoever came first; never one of elsewhere."""
+        evictable_after = 1000.0
+        options = ServerOptions(max_associations_per_source=2, evictable_after=evictable_after)
+        self.server = self.serve(options)
+        self.come("198.51.100.1")
+        first = self.come("192.0.2.1", 4000)
+        self.come("192.0.2.1", 4001)
+        for known in (1, 2, 3):
+            self.server.trust(known)
+        self.pass_time(500.0)
+        self.say(*first)
+        self.pass_time(evictable_after - 501.0)
+        self.come("192.0.2.1", 4002)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+        self.pass_time(2.0)
+        self.come("192.0.2.1", 4003)
+        self.assertEqual(self.losses, [(3, errors.Evicted)])
+        self.say(*first)
+        self.come("192.0.2.1", 4004)
+        self.assertEqual((len(self.losses), self.server.counters.associations_refused), (1, 2))
+
     def test_an_end_makes_room(self) -> None:
         for _ in range(5):
             self.come("192.0.2.1")  # each replaces the one before
@@ -203,6 +226,77 @@ class UnauthenticatedTests(StrangersTestCase):
         self.pass_time(31.0)
         self.come("203.0.113.1")
         self.assertEqual(self.losses, [(5, errors.Evicted)])
+
+    def test_known_clients_make_no_room_for_strangers(self) -> None:
+        """However silent they are, as long as there is room for associations."""
+        self.server = self.serve(ServerOptions(max_unauthenticated=1))
+        self.come("192.0.2.1")
+        self.server.trust(1)
+        self.pass_time(80000.0)
+        self.come("198.51.100.1")
+        self.come("198.51.100.2")
+        self.assertEqual((self.losses, self.server.associations), ([], 2))
+        self.assertEqual(self.server.counters.associations_refused, 1)
+
+
+class CrowdTests(StrangersTestCase):
+    """Somebody with one address who takes all the room for strangers, and talks so that he is not silent."""
+
+    def crowd(self, size: int) -> None:
+        """Strangers from one address, with ids from 1."""
+        for port in range(size):
+            self.come("198.51.100.1", 4000 + port)
+
+    def test_others_get_in(self) -> None:
+        self.server = self.serve(ServerOptions(max_unauthenticated=CROWD))
+        self.crowd(CROWD)
+        for number in range(3):
+            self.assertTrue(self.come(f"192.0.2.{number}")[1].established)
+        # the newest goes, and it is over when they are no crowd any more
+        self.assertEqual(self.losses, [(CROWD, errors.Evicted)])
+        self.assertEqual(self.server.counters.associations_refused, 2)
+        self.assertIn(CROWD + 1, self.handler.up)
+
+    def test_one_more_of_them_does_not(self) -> None:
+        self.server = self.serve(ServerOptions(max_unauthenticated=2 * CROWD))
+        self.crowd(2 * CROWD)
+        self.come("198.51.100.1", 9000)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+
+    def test_a_crowd_is_as_good_as_another(self) -> None:
+        self.server = self.serve(ServerOptions(max_unauthenticated=2 * CROWD - 1))
+        self.crowd(CROWD)
+        for port in range(CROWD):
+            self.come("203.0.113.1", 4000 + port)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+
+    def test_they_go_before_any_known_client(self) -> None:
+        """Also where it is associations that there is no room for."""
+        self.server = self.serve(ServerOptions(max_associations=CROWD + 1, evictable_after=5.0))
+        self.come("192.0.2.1")
+        self.server.trust(1)
+        self.pass_time(10.0)
+        self.crowd(CROWD)
+        self.come("192.0.2.2")
+        self.assertEqual(self.losses, [(CROWD + 1, errors.Evicted)])
+
+    def test_another_address_s_room_is_its_own(self) -> None:
+        """Where there are too many of one address, a crowd at another one makes no room for them."""
+        self.server = self.serve(ServerOptions(max_associations_per_source=CROWD + 1))
+        self.crowd(CROWD + 1)
+        for number in range(CROWD + 1):
+            self.come("192.0.2.1", 4000 + number)
+            self.server.trust(CROWD + 2 + number)
+        self.come("192.0.2.1", 9000)
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
+
+    def test_known_ones_are_no_crowd(self) -> None:
+        self.server = self.serve(ServerOptions(max_associations=2 * CROWD))
+        self.crowd(2 * CROWD)
+        for known in range(1, 2 * CROWD + 1):
+            self.server.trust(known)
+        self.come("192.0.2.1")
+        self.assertEqual((self.losses, self.server.counters.associations_refused), ([], 1))
 
 
 class RateTests(StrangersTestCase):

@@ -20,6 +20,7 @@ from synapse_lb.coap.errors import MessageFormatError
 from synapse_lb.coap.message import Message
 from synapse_lb.coap.numbers import OptionNumber
 from synapse_lb.msc3079.options import ACCESS_TOKEN, KEY_VERSION
+from synapse_lb.txdtls import compact
 from synapse_lb.txdtls.records import APPLICATION_DATA, HANDSHAKE, HEADER_SIZE, split_records
 
 _TAG: Final = 16
@@ -58,7 +59,7 @@ class Part:
 
     Attributes:
         name: what they are for.
-        size: how many they are.
+        size: how many they are; of `compact`, how many of the others are not sent, as a negative number.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Dissector:
         self._server_random = b""
         self._readable = False
         self._keys: _Keys | None = None
+        self._offer: compact.Offer | None = None
 
     def keylog(self, line: bytes) -> None:
         """Take a line of the client's key log."""
@@ -127,14 +129,28 @@ class Dissector:
             data: its UDP payload.
             out: whether the client sent it.
         """
+        plain = self._expanded(data, out)
         parts = [Part("IPv4, UDP", IPV4_UDP_HEADERS)]
-        records = split_records(data)
+        records = split_records(plain)
         for record in records:
             parts += self._record(record, out)
-        rest = len(data) - sum(map(len, records))
+        rest = len(plain) - sum(map(len, records))
         if rest:
             parts.append(Part("no record", rest))
+        if len(plain) != len(data):
+            parts.append(Part("compact", len(data) - len(plain)))
         return Datagram(out, tuple(parts))
+
+    def _expanded(self, data: bytes, out: bool) -> bytes:
+        """A compact datagram as DTLS has it; any other as it is."""
+        if not compact.is_compact(data):
+            return data
+        if not out and data[0] == compact.ANSWER and self._offer is not None:
+            return compact.expand_answer(data, self._offer) or data
+        plain = compact.expand(data) or data
+        if data[0] == compact.HELLO:
+            self._offer = compact.Offer.of(plain)
+        return plain
 
     def _record(self, record: bytes, out: bool) -> Iterator[Part]:
         kind, epoch = record[0], record[3:5]

@@ -4,11 +4,16 @@
 One `AliasBook` at each end of an association. A side defines an alias by sending the number with the text,
 as often as need be; it refers to it by the number alone once the peer is known to have it. A definition never
 changes, so it does not matter in which order messages arrive, or how often.
+
+Several users may share an association. The numbers are common to them, but the server resolves a number for those
+alone who were in the conversation when it was defined or used (`AliasBook.for_user`).
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from copy import copy
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -22,6 +27,10 @@ MAX_ALIASES: Final = 256
 
 MAX_ALIAS_LENGTH: Final = 255
 """Bytes of UTF-8 that an alias may stand for: as long as an id of Matrix may be."""
+
+MAX_USERS: Final = 8
+"""Users of one association whose numbers are remembered; the one that was heard of longest ago is forgotten first, and
+its aliases have to be defined again."""
 
 
 class Side(IntEnum):
@@ -86,7 +95,37 @@ class AliasBook:
         self._peers: dict[str, int] = {}
         self._known: set[int] = set()
         self._used = dict.fromkeys(AliasKind, 0)
+        self._public: set[int] = set()
+        self._users: OrderedDict[str, AliasBook] = OrderedDict()
+        self._seen: set[int] | None = None  # by the user that this is for; None where nobody is told apart
         self.counters = AliasCounters()
+
+    def for_user(self, user: str | None) -> AliasBook:
+        """The same book, in which only those aliases are found that this user has defined or was sent.
+
+        What was defined while nobody had said who it is, everybody finds.
+
+        Args:
+            user: who it is, by the access token; None for nobody in particular.
+        """
+        if user is None:
+            return self._copy(self._public)
+        if user not in self._users:
+            self._users[user] = self._copy(set())
+            if len(self._users) > MAX_USERS:
+                self._users.popitem(last=False)
+        self._users.move_to_end(user)
+        return self._users[user]
+
+    def _copy(self, seen: set[int]) -> AliasBook:
+        book = copy(self)  # of all but what was seen there is one
+        book._seen = seen
+        return book
+
+    def _saw(self, number: int) -> int:
+        if self._seen is not None:
+            self._seen.add(number)
+        return number
 
     def __len__(self) -> int:
         """Aliases that it holds."""
@@ -97,10 +136,11 @@ class AliasBook:
     def reference(self, text: str) -> int | None:
         """The number that the peer is known to have for a text, or None."""
         number = self._peers.get(text)
-        if number is not None:
-            return number
-        number = self._own.get(text)
-        return number if number in self._known else None
+        if number is None:
+            number = self._own.get(text)
+            if number is None or number not in self._known:
+                return None
+        return self._saw(number)
 
     def definition(self, text: str, kind: AliasKind) -> int | None:
         """The number under which a text is to be defined to the peer; a new one if it has none yet.
@@ -110,7 +150,7 @@ class AliasBook:
         """
         number = self._own.get(text)
         if number is not None:
-            return number
+            return self._saw(number)
         if not _fits(text):
             return None
         if self._used[kind] >= SHARES[kind]:
@@ -121,7 +161,7 @@ class AliasBook:
         self._own[text] = number
         self._texts[number] = text
         self.counters.defined += 1
-        return number
+        return self._saw(number)
 
     def confirm(self, numbers: Iterable[int]) -> None:
         """The peer has read a message that defined these numbers: from now on they may stand alone.
@@ -136,6 +176,13 @@ class AliasBook:
     def forget_known(self) -> None:
         """Take nothing of one's own for known any more: it will be defined again, under the same numbers."""
         self._known.clear()
+
+    def forget_peers(self) -> None:
+        """Refer to nothing any more that the peer has defined, until it sends it again.
+
+        It may have done so for another user of the association.
+        """
+        self._peers.clear()
 
     # Reading
 
@@ -163,8 +210,8 @@ class AliasBook:
         for number, text in definitions.items():
             if number not in self._texts:
                 self._texts[number] = text
-                self._peers[text] = number
                 self.counters.learned += 1
+            self._peers[text] = self._saw(number)
 
     def resolve(self, number: int) -> str:
         """The text of an alias that the peer has used. One of our own is then known to the peer.
@@ -173,7 +220,8 @@ class AliasBook:
             UnknownAliasError: there is none.
         """
         text = self._texts.get(number)
-        if text is None:
+        hidden = self._seen is not None and number not in self._seen and number not in self._public
+        if text is None or hidden:
             raise UnknownAliasError(number)
         if number & 1 == self._side:
             self._known.add(number)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import attrs
 
 from synapse_lb.msc3079 import cbor
+from synapse_lb.msc3079.compression import most_inflated
 from synapse_lb.msc3079.x1.aliases import AliasBook
 from synapse_lb.msc3079.x1.decoder import X1Parser
 from synapse_lb.msc3079.x1.dictionary import DICTIONARY
@@ -62,7 +63,12 @@ class Encoded:
 
 
 def encode_body(
-    value: Any, book: AliasBook | None = None, *, compress: bool = True, lossy: bool = False
+    value: Any,
+    book: AliasBook | None = None,
+    *,
+    compress: bool = True,
+    lossy: bool = False,
+    request: bool = False,
 ) -> Encoded:
     """Write a JSON value as an x1 body.
 
@@ -74,6 +80,7 @@ def encode_body(
         compress: Whether it may be deflated (if that makes it smaller): not if it has a secret together with
             somebody else's text, since the length would then tell about the secret.
         lossy: As in `cbor.encode`; for answers.
+        request: Whether it is a request's, which a server does not inflate without bounds (`most_inflated`).
 
     Raises:
         CborError: the value has something that has no CBOR form, or contains itself.
@@ -84,7 +91,8 @@ def encode_body(
     if compress and len(plain) >= _SMALLEST:
         deflater = zlib.compressobj(_LEVEL, zlib.DEFLATED, _RAW_DEFLATE, zdict=DICTIONARY)
         packed = deflater.compress(plain) + deflater.flush()
-        if len(_MARK) + len(packed) < len(plain):
+        believed = not request or len(plain) <= most_inflated(len(packed), len(plain))
+        if len(_MARK) + len(packed) < len(plain) and believed:
             data = _MARK + packed
     return Encoded(data + encoder.tail[::-1], tuple(encoder.definitions))
 

@@ -12,7 +12,7 @@ from synapse_lb.msc3079.x1.aliases import AliasBook
 from synapse_lb.msc3079.x1.errors import AliasError, TooLargeError, UnknownAliasError, X1Error
 from synapse_lb.msc3079.x1.keys import INTEGER_TO_KEY
 from synapse_lb.msc3079.x1.templates import NO_DEFAULT, TEMPLATES
-from synapse_lb.msc3079.x1.values import SIMPLE_TO_VALUE, TIME_START, Kind, Simple
+from synapse_lb.msc3079.x1.values import FROM_TAIL, SIMPLE_TO_VALUE, TIME_START, Kind, Simple
 
 _BYTES: Final = 0x40
 _SIMPLE: Final = 0xE0
@@ -22,6 +22,8 @@ _ARRAY_OF_ONE: Final = cbor.ARRAY | 1
 
 _ABSENT: Final = object()
 """What an undefined value is until its template is filled."""
+
+_ID_LENGTH: Final = 44
 
 _DEFAULT_COST: Final = 64
 """What a default counts for among the characters that references stand for."""
@@ -43,6 +45,7 @@ class X1Parser(cbor.Parser):
         self._book = book
         self._expansion = max_expansion
         self._packed: list[str] = []
+        self._rooms_own: str | None = None
         self._positions: texts.Positions = ()
         self._time = TIME_START
         self._present: int | None = None
@@ -52,15 +55,22 @@ class X1Parser(cbor.Parser):
     def _key(self, initial: int, position: int) -> tuple[str, int]:
         major = initial & cbor.MAJOR
         if major == cbor.TEXT:
-            return self._text(initial, position)
-        if major == _BYTES:
-            return self._byte_string(initial, position)
-        if major == _SIMPLE:
+            text, position = self._text(initial, position)
+        elif major == _BYTES:
+            text, position = self._byte_string(initial, position)
+        elif major == _SIMPLE:
             number, position = self._simple_number(initial, position)
-            text = SIMPLE_TO_VALUE.get(number)
-            if text is None:
+            value = self._simple(number)
+            if type(value) is not str:
                 raise X1Error("A map key that is no text", well_formed=True)
-            return text, position
+            text = value
+        else:
+            return self._integer_key(major, initial, position)
+        if text[:1] == "!":
+            self._rooms_own = "$" + text[1:]
+        return text, position
+
+    def _integer_key(self, major: int, initial: int, position: int) -> tuple[str, int]:
         if major not in (cbor.UNSIGNED, cbor.NEGATIVE):
             raise X1Error("A map key that is neither text nor a known integer", well_formed=True)
         integer, position = self._argument(initial, position)
@@ -176,7 +186,13 @@ class X1Parser(cbor.Parser):
 
     def _definition(self, content: texts.Reader) -> str:
         number = content.take(1)[0]
-        text = self._content(content.take(1)[0], content)
+        kind = content.take(1)[0]
+        if FROM_TAIL <= kind <= FROM_TAIL | Simple.TOKEN:
+            if content.left:
+                raise X1Error("Bytes after a packed text", well_formed=True)
+            text = self._packed_text(kind - FROM_TAIL)
+        else:
+            text = self._content(kind, content)
         if self._book is None:
             raise AliasError("A definition of an alias where there are none", well_formed=True)
         self._book.check(number, text)
@@ -224,6 +240,16 @@ class X1Parser(cbor.Parser):
             if self._present is None:
                 raise X1Error("The same age as none", well_formed=True)
             return self._in_range(self._present - self._time)
+        if number == Simple.ROOMS_OWN:
+            if self._rooms_own is None or len(self._rooms_own) != _ID_LENGTH:
+                raise X1Error("The event of a room that was not named", well_formed=True)
+            self._expand(_ID_LENGTH)
+            return self._rooms_own
+        return self._packed_text(number)
+
+    def _packed_text(self, number: int) -> str:
+        """One of the texts whose bytes are in the tail."""
+        tail = self._tail
         if number == Simple.TOKEN:
             text, self._positions = texts.unpack_token(tail, self._positions)
         elif number in _TAILS:

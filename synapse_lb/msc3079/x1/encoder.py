@@ -17,6 +17,7 @@ from synapse_lb.msc3079.x1.plans import Form, Plan, is_default, plan
 from synapse_lb.msc3079.x1.templates import NO_DEFAULT
 from synapse_lb.msc3079.x1.values import (
     FIRST_TIME,
+    FROM_TAIL,
     LAST_TIME,
     TIME_START,
     VALUE_TO_SIMPLE,
@@ -66,6 +67,10 @@ _TOKEN_STARTS: Final = frozenset("st0123456789")
 
 _SAME_AGE: Final = simple(Simple.SAME_AGE)
 
+_ROOMS_OWN: Final = simple(Simple.ROOMS_OWN)
+
+_ID_LENGTH: Final = 44
+
 _BARE: Final = frozenset({str, int, float, bool})
 """Types of values that may stand behind a tag alone, without an array around them."""
 
@@ -88,6 +93,8 @@ class X1Encoder(cbor.Encoder):
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._packed = 0
         self._tail = bytearray()
+        self._has_tail = True
+        self._rooms_own: str | None = None
         self._positions: texts.Positions = ()
         self._time = TIME_START
         self._present: int | None = None
@@ -189,16 +196,20 @@ class X1Encoder(cbor.Encoder):
 
     def _text_key(self, key: str) -> bytes:
         """A key that is not in the table."""
+        if key[:1] == "!":
+            self._rooms_own = "$" + key[1:]
         return (
             _VALUES.get(key)
             or self._texts.get(key)
             or self._aliased(key, None)
-            or self._inline(key)
+            or (self._tailed(key) if self._has_tail else self._inline(key))
             or self._plain(key)
         )
 
     def _text(self, text: str, key: str | None) -> bytes:
         """A value that has no bytes yet."""
+        if text == self._rooms_own and len(text) == _ID_LENGTH:
+            return _ROOMS_OWN
         kind = _ALIASED_KEYS.get(key) if key is not None else None
         found = self._aliased(text, kind) or self._tailed(text)
         if found is None and text[:1] == "m":
@@ -226,7 +237,11 @@ class X1Encoder(cbor.Encoder):
             return None
         self._new[kind] += 1
         self.definitions.append(number)
-        content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
+        form = self._take_along(text) if self._has_tail else None
+        if form is not None:
+            content = bytes((FROM_TAIL | form,))
+        else:
+            content = _inline_content(text) or bytes((Kind.TEXT,)) + self._utf8(text)
         self._texts[text] = byte_string(bytes((number,)))
         return byte_string(bytes((Kind.DEFINITION, number)) + content)
 
@@ -240,6 +255,14 @@ class X1Encoder(cbor.Encoder):
 
     def _tailed(self, text: str) -> bytes | None:
         """A packed text as a simple value, with its bytes in the tail."""
+        form = self._take_along(text)
+        if form is None:
+            return None
+        self._texts[text] = byte_string(bytes((Kind.REPETITION,)) + texts.varint(self._packed - 1))
+        return simple(form)
+
+    def _take_along(self, text: str) -> Simple | None:
+        """Put the bytes of a text into the tail, if it is one that can be packed; return as what."""
         found = _base64(text)
         if found is not None:
             form, raw = found
@@ -253,16 +276,17 @@ class X1Encoder(cbor.Encoder):
             form = Simple.TOKEN
             raw, self._positions = token
             self._tail += raw
-        self._texts[text] = byte_string(bytes((Kind.REPETITION,)) + texts.varint(self._packed))
         self._packed += 1
-        return simple(form)
+        return form
 
     def parameters(self, values: Iterable[str]) -> bytes:
         """The parameters of a path: texts one after the other, all of them inline."""
+        self._has_tail = False
         return b"".join([self._text_key(value) for value in values])
 
     def query(self, pairs: Iterable[tuple[str, str]]) -> bytes:
         """The parameters of a query: names and values in turn. Decimal numbers are integers."""
+        self._has_tail = False
         pieces: list[bytes] = []
         for name, value in pairs:
             pieces.append(_KEYS.get(name) or self._text_key(name))
@@ -302,7 +326,7 @@ def _base64(text: str) -> tuple[Simple, bytes] | None:
     length = len(text)
     if length < _SHORTEST_BASE64 or not text.isascii():
         return None
-    if length == 44 and text[0] in "$!":
+    if length == _ID_LENGTH and text[0] in "$!":
         raw = texts.url_to_bytes(text[1:])
         return None if raw is None else (Simple.EVENT_ID if text[0] == "$" else Simple.ROOM_ID, raw)
     if not _looks_random(text):

@@ -35,13 +35,16 @@ class Simple(IntEnum):
     """An age in milliseconds: the zigzag varint of how much later the present is than it was before."""
     SAME_AGE = 9
     """An age, with the same present as the one before."""
+    ROOMS_OWN = 255
+    """The event id that says the same as the room id that was the last such key: that of the room's create event
+    (room version 12)."""
 
 
 class Kind(IntEnum):
     """First byte of a byte string of at least two bytes: what the others are."""
 
     DEFINITION = 0
-    """The number of an alias, and its text: a byte string's content in its turn."""
+    """The number of an alias, and its text: a byte string's content in its turn, or `FROM_TAIL` and a simple value."""
     TEXT = 1
     """UTF-8; only within a definition."""
     EVENT_ID = 2
@@ -55,6 +58,9 @@ class Kind(IntEnum):
     TRANSACTION = 8
     """A transaction id as matrix-js-sdk makes them, `m1790000000000.7`: its two numbers as varints."""
 
+
+FROM_TAIL: Final = 0x10
+"""Added to a simple value up to 6 in place of the text of a definition: the text is what that stands for."""
 
 FIRST_VALUE: Final = 10
 """The simple values from here to 19, and from 32 on, stand for texts."""
@@ -270,7 +276,7 @@ VALUES: Final[tuple[str, ...]] = (
 
 
 def _simples() -> list[int]:
-    return [*range(FIRST_VALUE, 20), *range(32, 256)]
+    return [*range(FIRST_VALUE, 20), *range(32, Simple.ROOMS_OWN)]
 
 
 SIMPLE_TO_VALUE: Final[Mapping[int, str]] = MappingProxyType(

@@ -50,6 +50,14 @@ class BookTests(SynchronousTestCase):
         self.server.learn({0: ROOM})
         self.assertEqual(self.server.reference(ROOM), 0)
 
+    def test_peers_definitions_can_be_forgotten_until_they_come_again(self) -> None:
+        self.server.learn({0: ROOM})
+        self.server.forget_peers()
+        self.assertIsNone(self.server.reference(ROOM))
+        self.assertEqual(self.server.resolve(0), ROOM)
+        self.server.learn({0: ROOM})
+        self.assertEqual((self.server.reference(ROOM), self.server.counters.learned), (0, 1))
+
     def test_use_by_the_peer_confirms(self) -> None:
         """Whoever refers to a number has it."""
         self.server.definition(ROOM, AliasKind.ROOM)

@@ -158,7 +158,7 @@ class RefusedTests(SynchronousTestCase):
             "5f 41 00 ff",
             "a1 f4 00",
             "a1 80 00",
-            "a1 e0 00",
+            "a1 e7 00 00",
             "a1 f9 0000 00",
         ):
             self.refused(data, CborError)
@@ -213,6 +213,29 @@ class RefusedTests(SynchronousTestCase):
         ):
             self.refused(data)
         self.refused("44 00 00 01 ff")
+
+    def test_from_the_tail(self) -> None:
+        """A definition by a simple value that is no text, by one with bytes behind it, without its bytes."""
+        tail = "00" * 32
+        self.refused("43 00 00 17 00")
+        self.refused("44 00 00 11 00" + tail)
+        self.refused("43 00 00 11" + tail[2:])
+        with self.assertRaises(X1Error):
+            decode_body(bytes.fromhex("43 00 00 11" + tail))  # there are no aliases
+        self.assertEqual(decode_body(bytes.fromhex("43 00 00 11" + tail), AliasBook(Side.SERVER))[0], "!")
+        self.assertEqual(len(next(iter(decode_body(bytes.fromhex("a1 e0 00" + tail))))), 44)
+
+    def test_a_rooms_own_event(self) -> None:
+        """Of no room, of one that is only a value, of one with another id, of one named in another map."""
+        tail = "00" * 32
+        self.assertEqual(
+            decode_body(bytes.fromhex("a1 e1 81 f8ff" + tail)), {"!" + "A" * 43: ["$" + "A" * 43]}
+        )
+        self.refused("f8ff")
+        self.refused("82 e1 f8ff" + tail)
+        self.refused("a1 65 213a612e62 f8ff")
+        self.refused("a1 e0 f8ff" + tail)
+        self.refused("82 a1 61 61 f8ff a1 e1 00" + tail)
 
     def test_numbers(self) -> None:
         """Ages before there was a time; times and ages beyond 64 bits."""
