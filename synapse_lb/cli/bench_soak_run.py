@@ -217,9 +217,11 @@ class Soak:
         await self._in_thread(lambda: self._server.say_everywhere(_LAST_WORD))
         end = self._terminal.reactor.seconds() + _PATIENCE
         while True:
-            behind = sum(person.observes and person.last_seen != _LAST_WORD for person in self._people)
+            behind = [each for each in self._people if each.observes and each.last_seen != _LAST_WORD]
             if not behind or self._terminal.reactor.seconds() > end:
-                return behind
+                return len(behind)
+            # Whose token had ended without their knowledge have noticed by now, and begin anew.
+            await DeferredList([Deferred.fromCoroutine(each.be_there()) for each in behind])
             await self._crowd.sleep(_LOOK)
 
     async def _everybody_leaves(self) -> None:

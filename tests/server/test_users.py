@@ -76,6 +76,21 @@ class BlockTests(SecondUserTestCase):
         self.assertTrue(self.seen_by_the_first(self.send(SECOND_BLOCK, token="alice-1")))
         self.assertEqual(len(self.homeserver.requests), 1)
 
+    def test_by_the_etag(self) -> None:
+        """A further block may be asked for by the ETag in the place of the path: only by whose body it is."""
+        first = self.send(token="alice-1")[-1]
+        etag = first.options.get(OptionNumber.ETAG)
+        assert etag is not None
+
+        def ask(token: bytes, number: int) -> list[Message]:
+            options = Options.of((OptionNumber.ETAG, etag), SECOND_BLOCK, (ACCESS_TOKEN, token))
+            return self.send_raw(Message(Type.CON, Code.GET, number, bytes([number]), options))
+
+        answers = ask(b"bob-1", 10)
+        self.assert_nothing_of_the_first(answers)
+        self.assertEqual(answers[-1].code, Code.REQUEST_ENTITY_INCOMPLETE)
+        self.assertTrue(self.seen_by_the_first(ask(b"alice-1", 11)))
+
     def test_q_block2(self) -> None:
         def q_block(number: int) -> tuple[int, bytes]:
             return OptionNumber.Q_BLOCK2, bytes([number << 4 | 6])

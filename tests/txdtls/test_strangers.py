@@ -200,6 +200,14 @@ class SourceTests(StrangersTestCase):
         self.assertEqual(self.server.associations, 2)
         self.assertEqual(self.server.counters.associations_refused, 0)
 
+    def test_nothing_is_kept_of_a_source_that_has_gone(self) -> None:
+        for number in range(3):
+            self.come(f"192.0.2.{number}")
+        for association_id in list(self.handler.up):
+            self.server.close(association_id)
+        strangers = self.server._strangers
+        self.assertEqual((strangers._sources, strangers._source_of, len(strangers)), ({}, {}, 0))
+
     def test_who_has_moved_counts_where_it_is_now(self) -> None:
         client, association = self.come("192.0.2.1", 4000)
         client.address = ("198.51.100.1", 4000)
