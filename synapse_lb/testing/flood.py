@@ -181,8 +181,8 @@ class FloodRig:
     # -- streams
 
     def garbage(self, count: int) -> list[Arrival]:
-        """Random bytes from made-up addresses."""
-        return [(self._random.randbytes(JUNK_SIZE), self._somewhere()) for _ in range(count)]
+        """Random bytes from made-up addresses, that begin as no record and no compact datagram does."""
+        return [(b"\x80" + self._random.randbytes(JUNK_SIZE - 1), self._somewhere()) for _ in range(count)]
 
     def junk_records(self, count: int) -> list[Arrival]:
         """Well-formed application records with random content, numbered as a client's that moved would be."""
