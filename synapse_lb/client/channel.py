@@ -84,6 +84,8 @@ class Channel:
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
         self._registrations: dict[int, tuple[CoapRegistration, float]] = {}
         self._heard_at = float("-inf")
+        self._asked_since: float | None = None
+        self._patience = tuning.max_transmit_wait
         self._silences = Silences(pace, self._now, self._renew_heartbeat)
         self._why_lost: str | None = None
         # Message ids and tokens need to be hard to guess only off the path, and DTLS keeps that out.
@@ -227,7 +229,7 @@ class Channel:
 
     def message_received(self, association_id: int, data: bytes) -> None:
         """Take one datagram's CoAP message."""
-        self._heard_at = self._driver.now()
+        self._heard_at, self._asked_since = self._driver.now(), None
         self._silences.heard(ping=_is_ping(data))
         self._driver.receive(_SERVER, data)
 
@@ -261,8 +263,11 @@ class Channel:
     def _request(self, request: CoapRequest, replacing: int | None = None) -> int:
         if self.lost:
             raise ConnectionLost("the association has ended")
+        now = self._driver.now()
+        if self._asked_since is None:
+            self._asked_since = now
         try:
-            return self._endpoint.request(_SERVER, request, self._driver.now(), replacing=replacing)
+            return self._endpoint.request(_SERVER, request, now, replacing=replacing)
         except coap_errors.CoapError as error:
             raise _client_error(error) from error
 
@@ -290,9 +295,15 @@ class Channel:
     def _cancel(self, exchange: int) -> None:
         # The Deferred fails with CancelledError by itself when its canceller returns.
         known = self._waiting.pop(exchange, None) or self._pings.pop(exchange, None)
-        if known is not None and not self.lost:
-            self._endpoint.cancel(exchange, self._driver.now())
-            self._driver.flush()
+        if known is None or self.lost:
+            return
+        now = self._driver.now()
+        self._endpoint.cancel(exchange, now)
+        self._driver.flush()
+        if self._asked_since is not None and now - self._asked_since >= self._patience:
+            # Whoever cancels each request before CoAP gives it up would never learn that the server knows nothing of
+            # this association any more.
+            self._give_up("the server does not answer")
 
     def _on_event(self, event: events.Event) -> None:
         if isinstance(event, events.ResponseReceived):
@@ -333,15 +344,19 @@ class Channel:
         if isinstance(event.error, coap_errors.RequestTimedOut) and self._heard_at < started:
             # A server that restarted without a word answers no record of its old associations, and only a
             # new handshake can tell. Closed before the caller hears of it, so that a retry makes one.
-            self._why_lost = str(error)
-            self._silences.unanswered()
-            self.close()
+            self._give_up(str(error))
         if isinstance(what, CoapRegistration):
             what.failed(error)
             self._rest()
         elif not what.called:
             # The heartbeat gives its ping up by itself when the association ends.
             what.errback(Failure(error))
+
+    def _give_up(self, why: str) -> None:
+        """End the association, since nobody answers on it; requests under way fail."""
+        self._why_lost = why
+        self._silences.unanswered()
+        self.close()
 
 
 def _is_ping(data: bytes) -> bool:

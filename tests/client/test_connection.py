@@ -103,6 +103,35 @@ class ReconnectTests(LoopbackTestCase):
             self.assertIn("the server does not answer", str(error))
         self.assertEqual((await client.request("GET", PATH)).status, 200)
 
+    async def test_server_that_vanished_and_impatient_callers(self) -> None:
+        """Requests that are given up before CoAP would give them up do not keep a dead association."""
+        server = self.start_server()
+        tuning = Tuning(ack_timeout=0.15, min_rto=0.15, max_rto=2.0, max_retransmit=2)
+        client = self.make_client(server, tuning=tuning)
+        await client.request("GET", PATH)
+        await server.stop(silently=True)
+        again = self.start_server(port=server.port)
+        given_up = 0
+        while not again.dtls.counters.handshakes_completed:
+            try:
+                await client.request("GET", PATH, timeout=tuning.max_transmit_wait / 5)
+            except (RequestTimeout, ConnectionLost):
+                given_up += 1
+        self.assertGreater(given_up, 1)
+
+    async def test_server_that_answers_others(self) -> None:
+        """An association on which anything is heard stays, whatever is given up on it."""
+        server = self.start_server()
+        client = self.make_client(server, tuning=IMPATIENT)
+        waiting = client.request("GET", LONG_POLL, {"timeout": "30000"})
+        start = REACTOR.seconds()
+        while REACTOR.seconds() < start + 2 * IMPATIENT.max_transmit_wait:
+            await client.request("GET", PATH)
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        await client.request("GET", PATH)
+        self.assertEqual(server.dtls.counters.handshakes_completed, 1)
+
     async def test_server_whose_port_is_closed(self) -> None:
         """The network says so at once, and there is nothing to wait for."""
         server = self.start_server()
