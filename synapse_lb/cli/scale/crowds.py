@@ -157,7 +157,7 @@ class Watch:
     async def ping(self, crowd: CoapCrowd) -> float:
         """Processor time of the server for a ping of a client and its answer."""
         process, clients = self._place.process, crowd.clients
-        rounds = max(1, 2000 // len(clients))
+        rounds = min(50, max(1, 2000 // len(clients)))
         cpu, began = process.cpu(), time.monotonic()
         for _ in range(rounds):
             for number, client in enumerate(clients):
