@@ -107,7 +107,8 @@ def port(data: bytes) -> None:
     heard.texts.clear()
     quiet[0].send(b"still there?")
     network.advance(0.1)
-    assert heard.texts[-1:] == [b"still there?"], "strangers ended an association"
+    # Not necessarily the last: what waited for its turn may be answered after it.
+    assert heard.texts.count(b"still there?") == 1, "strangers ended an association"
     for association in (*quiet, *busy):
         association.abort()
     server.shutdown()
