@@ -188,7 +188,7 @@ class Options:
 
     def get_all(self, number: int) -> tuple[bytes, ...]:
         """Return all values of an option, in their order."""
-        return tuple(value for candidate, value in self.pairs if candidate == number)
+        return tuple([value for candidate, value in self.pairs if candidate == number])
 
     def get_uint(self, number: int) -> int | None:
         """Return the first value of an option of format uint, or None."""
@@ -212,8 +212,9 @@ class Options:
         return self.without(number).with_option(number, value)
 
     def without(self, *numbers: int) -> Options:
-        """Return a copy that lacks these options."""
-        return Options(tuple(pair for pair in self.pairs if pair[0] not in numbers))
+        """Return what is left without these options, itself if it has none of them."""
+        kept = [pair for pair in self.pairs if pair[0] not in numbers]
+        return self if len(kept) == len(self.pairs) else Options(tuple(kept))
 
     def cache_key(self, *excluded: int) -> tuple[OptionPair, ...]:
         """Return what tells two requests of one method apart (RFC 7252 section 5.6).
@@ -227,7 +228,7 @@ class Options:
         return iter(self.pairs)
 
     def __contains__(self, number: object) -> bool:
-        return any(candidate == number for candidate, _ in self.pairs)
+        return number in [candidate for candidate, _ in self.pairs]
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -250,7 +250,9 @@ class Responder:
         if len(state.serving) - state.observations >= limits.max_exchanges_per_peer:
             raise TooManyExchanges("the peer has too many open requests")
         if observe != DEREGISTER:
-            request = evolve(request, options=request.options.without(OptionNumber.OBSERVE))
+            options = request.options.without(OptionNumber.OBSERVE)
+            if options is not request.options:
+                request = evolve(request, options=options)
         return request, False
 
     def _supersede(self, state: PeerState, message: Message, now: float) -> None:

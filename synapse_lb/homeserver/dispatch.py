@@ -12,7 +12,6 @@ import io
 import json
 from typing import Any, Final
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
@@ -172,7 +171,8 @@ class CaptureChannel:
             return
         request = self.request
         if request is not None:
-            response = attrs.evolve(response, authenticated=request.requester is not None)
+            status, body, wait = response.status, response.body, response.retry_after
+            response = MatrixResponse(status, body, wait, authenticated=request.requester is not None)
         with hooks.PreserveLoggingContext():
             done.callback(response)
         # The caller has encoded it: those are the bytes that the access log is to show.

@@ -288,6 +288,7 @@ def _number(value: float) -> float | int:
 
 # --- encoding ---------------------------------------------------------------------------------------
 
+TOO_DEEP: Final = "Nested too deeply, or containing itself"
 FALSE: Final = b"\xf4"
 TRUE: Final = b"\xf5"
 NULL: Final = b"\xf6"
@@ -299,7 +300,13 @@ _SMALL: Final = tuple(written(head(UNSIGNED, value)) for value in range(SHORT))
 _NO_PREFIX: Final = repeat("")
 _pairs: Final = zip  # to name its `strict` for each map costs 5 % of an encoding
 _EMPTY_MAP: Final = written(head(MAP, 0))
-_LONG_INTEGER: Final = written(head(UNSIGNED, MAX_INTEGER)[:1])
+_EMPTY_ARRAY: Final = written(head(ARRAY, 0))
+_WIDE: Final = tuple(
+    (head(UNSIGNED, max(SHORT, 1 << bits - 1))[0], struct.Struct(form).pack)
+    for form, widths in ((">BH", range(1, 17)), (">BI", range(17, 33)), (">BQ", range(33, 65)))
+    for bits in widths
+)
+"""For integers of so many bits, less one: the initial byte, and how that and the integer are written."""
 _CONSTANTS: Final = {value: written(item) for value, item in ((False, FALSE), (True, TRUE), (None, NULL))}
 
 
@@ -358,20 +365,23 @@ class Encoder:
                         pieces += prefix, _TEXT_HEADS[length], item
                     else:
                         pieces += prefix, self._long_text(item)
-                elif kind is dict and not item:
-                    pieces += prefix, _EMPTY_MAP
-                elif kind is dict or kind is list:
+                elif kind is dict and item:
                     stack.append(items)
                     if len(stack) > MAX_ENCODE_DEPTH:
-                        raise CborError("Nested too deeply, or containing itself")
-                    if kind is list:
-                        pieces += prefix, _array_head(len(item))
-                        items = _pairs(_NO_PREFIX, item)
-                    else:
-                        pieces.append(prefix)
-                        plan = plans.get(tuple(item))
-                        items = self._open_map(item) if plan is None else _pairs(plan.keys, plan.values(item))
+                        raise CborError(TOO_DEEP)
+                    pieces.append(prefix)
+                    plan = plans.get(tuple(item))
+                    items = self._open_map(item) if plan is None else _pairs(plan.keys, plan.values(item))
                     break
+                elif kind is list and item:
+                    stack.append(items)
+                    if len(stack) > MAX_ENCODE_DEPTH:
+                        raise CborError(TOO_DEEP)
+                    pieces += prefix, _array_head(len(item))
+                    items = _pairs(_NO_PREFIX, item)
+                    break
+                elif kind is dict or kind is list:
+                    pieces += prefix, _EMPTY_MAP if kind is dict else _EMPTY_ARRAY
                 elif kind is int:
                     pieces += prefix, _SMALL[item] if 0 <= item < SHORT else self._large(item)
                 elif item is True or item is False or item is None:
@@ -392,8 +402,9 @@ class Encoder:
         return written(head(TEXT, len(utf8)) + utf8)
 
     def _large(self, value: int) -> str:
-        if 0xFFFFFFFF < value <= MAX_INTEGER:  # times, mostly
-            return _LONG_INTEGER + value.to_bytes(8, "big").decode("latin-1")
+        if SHORT <= value <= MAX_INTEGER:  # ages and times, mostly
+            initial, form = _WIDE[value.bit_length() - 1]
+            return form(initial, value).decode("latin-1")
         return written(self._integer(value))
 
     def _open_map(self, items: dict[Any, Any]) -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,9 @@ def written(data: bytes) -> str:
 Shape = tuple[Any, ...]
 """The keys of a map, in its own order."""
 
+Values = Callable[[dict[Any, Any]], Iterable[Any]]
+"""Takes the values from a map."""
+
 MAX_SHAPES: Final = 1024
 MAX_SHAPE_KEYS: Final = 64
 MAX_SHAPE_CHARACTERS: Final = 2048
@@ -58,11 +61,11 @@ class Plan:
 
     Attributes:
         keys: What stands before each value, in the order of writing; the first begins with the map's head.
-        values: Takes the values from a map, in that order.
+        values: Takes the values in that order.
     """
 
     keys: tuple[str, ...]
-    values: Callable[[Mapping[Any, Any]], Iterable[Any]]
+    values: Values
 
 
 class Shapes:
@@ -99,7 +102,7 @@ class Shapes:
             entries.sort(key=_key_order)
         first, *others = (written(encoded) for encoded, _ in entries)
         names = [key for _, key in entries]
-        values = itemgetter(*names) if others else _only(names[0])
+        values: Values = itemgetter(*names) if others else dict.values  # itemgetter of one gives no tuple
         plan = Plan((written(head(MAP, len(shape))) + first, *others), values)
         if len(shape) <= MAX_SHAPE_KEYS:
             together = "".join(shape)
@@ -112,10 +115,6 @@ class Shapes:
 
 def _key_order(item: tuple[bytes, Any]) -> tuple[int, bytes]:
     return len(item[0]), item[0]
-
-
-def _only(key: str) -> Callable[[Mapping[Any, Any]], Iterable[Any]]:
-    return lambda items: (items[key],)
 
 
 SHAPES: Final = {

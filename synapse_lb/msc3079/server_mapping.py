@@ -79,6 +79,8 @@ _INVALID_PARAM: Final = "M_INVALID_PARAM"
 _SEGMENT_SAFE: Final = "!$&'()*+,;=:@"
 """What RFC 3986 section 3.3 lets stand in a path segment beside the unreserved characters."""
 
+_PATH_SAFE: Final = "/" + _SEGMENT_SAFE
+
 _QUERY_SAFE: Final = "!$'()*,;:@/?"
 """What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
 
@@ -268,6 +270,9 @@ def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ..
 
 def _path(segments: tuple[str, ...]) -> bytes:
     """The percent-encoded path."""
+    path = "/" + "/".join(segments)
+    if path.count("/") == len(segments):  # none has one in it
+        return quote(path, safe=_PATH_SAFE).encode("ascii")
     return "".join("/" + quote(segment, safe=_SEGMENT_SAFE) for segment in segments).encode("ascii")
 
 

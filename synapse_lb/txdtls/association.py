@@ -110,6 +110,7 @@ class Association:
         "_record_keys",
         "_sealed",
         "_timer",
+        "_unread",
         "_written",
         "client",
         "cookie_wanted",
@@ -145,6 +146,7 @@ class Association:
         self._record_keys: RecordKeys | None = None
         self._written = self._sealed = -1
         self._early = self._heard = False
+        self._unread = True
         self._now = 0.0
         self.client = client
         self.cookie_wanted = False
@@ -203,12 +205,14 @@ class Association:
                 return Progress(discarded=datagram.records)
             short = datagram.records - summary.records
             datagram = summary
+        messages_only = self.established and datagram.application == datagram.records
         self.connection.bio_write(data)
         progress = self._run(datagram)
         progress.discarded += short
         self._note_messages(progress, data, datagram)
-        self._collect()
-        progress.early = self._may_start_early()
+        if not messages_only or progress.lost is not None:  # to mere messages OpenSSL says nothing
+            self._collect()
+            progress.early = self._may_start_early()
         return progress
 
     def _note_messages(self, progress: Progress, data: bytes, datagram: records.Datagram) -> None:
@@ -275,6 +279,7 @@ class Association:
             self._outgoing.append(self._seal(records.APPLICATION_DATA, message))
             return
         self._catch_up()
+        self._unread = True
         binding.clear_errors()
         try:
             connection.send(message)
@@ -294,7 +299,7 @@ class Association:
     def take_datagrams(self, now: float) -> list[bytes]:
         """Take what is to be sent, split into datagrams of at most the MTU."""
         self._now = now
-        if self._connection is not None:
+        if self._unread:
             self._collect()
         outgoing, self._outgoing = self._outgoing, []
         if self._end_may_be_lost(outgoing):
@@ -312,6 +317,7 @@ class Association:
         if not self.established:
             return
         self._catch_up()
+        self._unread = True
         binding.clear_errors()
         try:
             self._connection.shutdown()
@@ -331,6 +337,7 @@ class Association:
     def _collect(self) -> None:
         """Take what OpenSSL wrote, but for what it repeats and for numbers that are used."""
         kept = []
+        self._unread = False
         for record in records.split_records(self._drain()):
             if record[3:5] != b"\0\0":
                 number = int.from_bytes(record[5:11], "big")
@@ -400,6 +407,8 @@ class Association:
 
     def _catch_up(self) -> None:
         """Have OpenSSL use up the numbers that were used here."""
+        if self._written >= self._sealed:
+            return
         self._collect()
         while self._written < self._sealed:
             self.connection.send(b"\0")

@@ -118,7 +118,7 @@ def read(datagram: bytes, offer: Offer | None = None) -> tuple[bytes, records.Da
         plain = compact.expand_answer(datagram, offer)
     else:
         plain = compact.expand(datagram)
-    summary = None if plain is None else records.inspect(plain)
+    summary = None if plain is None else records.inspect(plain, len(datagram))
     if plain is None or summary is None:
         return datagram, None
-    return plain, attrs.evolve(summary, compact=True, wire=len(datagram))
+    return plain, summary

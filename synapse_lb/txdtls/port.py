@@ -167,7 +167,7 @@ class DTLSServerPort(DatagramProtocol):
     def trust(self, association_id: int, *, known: bool = True) -> None:
         """The owner knows who that is, or does not know it any more (see `strangers`). Idempotent."""
         entry = self._table.get(association_id)
-        if entry is not None:
+        if entry is not None and self._strangers.holds(entry) is known:
             self._strangers.trust(entry, self._reactor.seconds(), known=known)
             self._sweeper.arm()
 

@@ -174,8 +174,12 @@ class Datagram:
     compact: bool = False
 
 
-def inspect(data: bytes) -> Datagram | None:
+def inspect(data: bytes, wire: int | None = None) -> Datagram | None:
     """Look at the record headers of a received datagram.
+
+    Args:
+        data: It, in DTLS's own form.
+        wire: Bytes of its compact form, if it came in that.
 
     Returns:
         The summary, or None if the datagram does not begin with a whole record of a known type and version.
@@ -209,7 +213,8 @@ def inspect(data: bytes) -> Datagram | None:
         client_hello=_starts_with(data, _CLIENT_HELLO),
         hello_verify_request=_starts_with(data, _HELLO_VERIFY_REQUEST),
         size=start,
-        wire=len(data),
+        wire=len(data) if wire is None else wire,
+        compact=wire is not None,
     )
 
 
