@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 
-LARGE: Final = 256 * 1024
-"""Bytes of a body as it was sent, above which it counts as it was sent: to write it as JSON would take long."""
+LARGE: Final = 32 * 1024
+"""Bytes of a body as it was sent, above which it counts as it was sent: JSON would cost as much as the answer did."""
 
 _REQUEST_HEAD: Final = len(" HTTP/1.1\r\nHost: matrix.example.com\r\nAccept: */*\r\n\r\n") + 1
 _AUTHORIZATION: Final = len("Authorization: Bearer \r\n")
