@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
@@ -158,7 +159,7 @@ class Talk:
                 await self._step(f"send {number}", lambda: self._send(token))
             for number in range(1, self._arguments.messages + 1):
                 await self._say()
-                since = await self._step(f"sync {number}", lambda: self._sync(token, since))  # noqa: B023 called before the next round
+                since = await self._step(f"sync {number}", partial(self._sync, token, since))
             await self._observe(token, since)
         finally:
             await self._client.close()
@@ -180,13 +181,12 @@ class Talk:
 
         await self._step("observe", begin)
         for number in range(1, self._arguments.messages + 1):
-            expected = news[-1]
+            await self._step(f"push {number}", partial(self._pushed, news[-1]))
 
-            async def pushed() -> None:
-                await self._say()
-                await expected  # noqa: B023 called before the next round
-
-            await self._step(f"push {number}", pushed)
+    async def _pushed(self, expected: Deferred[Any]) -> None:
+        """Say something, and wait until it has come."""
+        await self._say()
+        await expected
 
     async def _log_in(self) -> str:
         body = {

@@ -59,6 +59,7 @@ class Dispatcher:
         self.requests: list[MatrixRequest] = []
         self.cancelled = 0
         self.waiting: list[Deferred[MatrixResponse]] = []
+        self.answer: Callable[[MatrixRequest], MatrixResponse] = self.say_back
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """Answer at once, but for paths with `/wait`: those are answered by the test."""
@@ -69,7 +70,7 @@ class Dispatcher:
             return waiting
         return succeed(self.answer(request))
 
-    def answer(self, request: MatrixRequest) -> MatrixResponse:
+    def say_back(self, request: MatrixRequest) -> MatrixResponse:
         """Say back what was asked; without a token there is nothing at `/private`."""
         if request.path.endswith(b"/private") and request.access_token is None:
             return MatrixResponse(401, {"errcode": "M_MISSING_TOKEN", "error": "Missing access token"})

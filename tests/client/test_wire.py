@@ -50,7 +50,7 @@ class WireTests(LoopbackTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.dispatcher.answer = self.answer  # type: ignore[method-assign]  # one answer for all
+        self.dispatcher.answer = self.answer
         self.gateway = WireGateway(self.dispatcher)
         self.client = self.make_client(self.start_server(self.gateway))
 

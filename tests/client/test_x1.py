@@ -143,7 +143,7 @@ class X1TestCase(LoopbackTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.dispatcher.answer = self.answer  # type: ignore[method-assign]  # of this test
+        self.dispatcher.answer = self.answer
         self.body: dict[str, Any] = dict(EVENT)
 
     def answer(self, request: MatrixRequest) -> MatrixResponse:

@@ -34,7 +34,7 @@ class TokenTestCase(SynapseTestCase):
 
     number = 0
 
-    async def ask(self, peer: RawPeer, options: Options, code: int = Code.GET) -> Message:  # type: ignore[override]  # of a peer, not of a client
+    async def exchange(self, peer: RawPeer, options: Options, code: int = Code.GET) -> Message:
         """One request; its response."""
         TokenTestCase.number += 1
         token = TokenTestCase.number.to_bytes(2, "big")
@@ -43,7 +43,7 @@ class TokenTestCase(SynapseTestCase):
 
     async def who(self, peer: RawPeer, user: User | None = None) -> str:
         """Who Synapse thinks it is: a user id or an error."""
-        body: dict[str, Any] = cbor_value(await self.ask(peer, by(user, WHOAMI)))
+        body: dict[str, Any] = cbor_value(await self.exchange(peer, by(user, WHOAMI)))
         return str(body.get("user_id") or body["errcode"])
 
 
@@ -57,7 +57,7 @@ class EndTests(TokenTestCase):
         user.say(room, "x" * 3000)
         peer = await self.raw()
         self.assertEqual(await self.who(peer, user), user.user_id)
-        first = await self.ask(peer, SYNC)
+        first = await self.exchange(peer, SYNC)
         self.assertTrue(first.options.get(OptionNumber.BLOCK2))
         assert peer.association is not None
         session = peer.association.session
@@ -67,7 +67,7 @@ class EndTests(TokenTestCase):
         assert again.association is not None
         self.assertTrue(again.association.resumed)
         self.assertEqual(await self.who(again), "M_MISSING_TOKEN")
-        code = (await self.ask(again, by(user, SYNC.with_option(*block(1))))).code
+        code = (await self.exchange(again, by(user, SYNC.with_option(*block(1))))).code
         self.assertEqual(code, Code.REQUEST_ENTITY_INCOMPLETE)
         self.assertEqual(await self.who(again), user.user_id)
 
@@ -86,7 +86,7 @@ class EndTests(TokenTestCase):
         peer = await self.raw()
         self.assertEqual(await self.who(peer, user), user.user_id)
         self.assertEqual(
-            (await self.ask(peer, path_options(f"{CLIENT}/logout"), Code.POST)).code, Code.CONTENT
+            (await self.exchange(peer, path_options(f"{CLIENT}/logout"), Code.POST)).code, Code.CONTENT
         )
         self.assertEqual(await self.who(peer), "M_MISSING_TOKEN")
         self.assertEqual(await self.who(peer, user), "M_UNKNOWN_TOKEN")
@@ -114,16 +114,16 @@ class TwoUsersTests(TokenTestCase):
         await self.meet()
         self.one.say(self.room_id, "confidential " * 300)
         sync = SYNC.with_option(OptionNumber.URI_QUERY, b"full_state=true")
-        first = await self.ask(self.peer, by(self.one, sync))
+        first = await self.exchange(self.peer, by(self.one, sync))
         self.assertEqual(first.code, Code.CONTENT)
         self.assertTrue(first.options.get(OptionNumber.BLOCK2))
         for user in (self.two, None):
-            answer = await self.ask(self.peer, by(user, sync.with_option(*block(1))))
+            answer = await self.exchange(self.peer, by(user, sync.with_option(*block(1))))
             self.assertEqual((answer.code, answer.payload), (Code.REQUEST_ENTITY_INCOMPLETE, b""))
-        own = await self.ask(self.peer, by(self.one, sync.with_option(*block(1))))
+        own = await self.exchange(self.peer, by(self.one, sync.with_option(*block(1))))
         self.assertEqual(own.code, Code.CONTENT)
         q_block = sync.with_option(OptionNumber.Q_BLOCK2, bytes([0x10 | 6]))
-        answer = await self.ask(self.peer, by(self.two, q_block))
+        answer = await self.exchange(self.peer, by(self.two, q_block))
         self.assertEqual(answer.code >> 5, 4)
         self.assertNotIn(b"confidential", answer.payload)
 
@@ -166,7 +166,7 @@ class TwoUsersTests(TokenTestCase):
 
         async def state(user: User) -> tuple[int, Any]:
             written = encode_x1_request("GET", path, None, NO_BODY, book, token=user.token, announce=True)
-            answer = await self.ask(self.peer, Options.of(*written.options))
+            answer = await self.exchange(self.peer, Options.of(*written.options))
             book.confirm(written.definitions)
             return answer.code, decode_response(
                 answer.code, answer.options, answer.payload, book=AliasBook(Side.CLIENT)
