@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from functools import lru_cache
 from typing import Final
 
 from attrs import frozen
 
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block, largest_szx
-from synapse_lb.coap.message import Message
-from synapse_lb.coap.numbers import OptionNumber, Type
+from synapse_lb.coap.message import HEADER_LENGTH, Message
+from synapse_lb.coap.numbers import MAX_OPTION_NUMBER, OptionNumber, Type
 from synapse_lb.coap.options import OptionPair, Options, decode_uint
 
 TRANSFER_OPTIONS: Final = (
@@ -24,15 +25,16 @@ TRANSFER_OPTIONS: Final = (
 )
 """Options that belong to the transfer, not to the request or the response that is transferred."""
 
-_UNKEYED_UPLOAD: Final = (
-    OptionNumber.BLOCK1,
-    OptionNumber.BLOCK2,
-    OptionNumber.Q_BLOCK1,
-    OptionNumber.Q_BLOCK2,
-    OptionNumber.OBSERVE,
-    OptionNumber.NO_RESPONSE,
+_UNKEYED_UPLOAD: Final[frozenset[int]] = frozenset(
+    {
+        OptionNumber.BLOCK1,
+        OptionNumber.BLOCK2,
+        OptionNumber.Q_BLOCK1,
+        OptionNumber.Q_BLOCK2,
+        OptionNumber.OBSERVE,
+        OptionNumber.NO_RESPONSE,
+    }
 )
-_UNKEYED_DOWNLOAD: Final = (*_UNKEYED_UPLOAD, OptionNumber.ETAG, OptionNumber.CONTENT_FORMAT)
 _LONGEST_TOKEN: Final = bytes(8)
 _LONGEST_BLOCK: Final = Block(MAX_BLOCK_NUMBER, True, 0).encode()
 _PAYLOAD_MARKER_SIZE: Final = 1
@@ -63,10 +65,12 @@ def upload_key(scope: Hashable, code: int, options: Options, sticky: Iterable[in
         options: Of any of its blocks.
         sticky: Options that a peer may leave out once it has sent them; `scope` covers what they mean.
     """
-    return BlockKey(scope, code, options.cache_key(*_UNKEYED_UPLOAD, *sticky))
+    return BlockKey(scope, code, options.cache_key(_UNKEYED_UPLOAD.union(sticky)))
 
 
-def download_key(scope: Hashable, code: int, options: Options, sticky: Iterable[int] = ()) -> BlockKey:
+def download_key(
+    scope: Hashable, code: int, options: Options, sticky: frozenset[int] = frozenset()
+) -> BlockKey:
     """Return the key of a response body (Block2).
 
     Unlike in `upload_key`, Content-Format is left out, since a client may drop it with the payload when it asks
@@ -78,7 +82,12 @@ def download_key(scope: Hashable, code: int, options: Options, sticky: Iterable[
         options: Of the request for any of its blocks.
         sticky: As in `upload_key`.
     """
-    return BlockKey(scope, code, options.cache_key(*_UNKEYED_DOWNLOAD, *sticky))
+    return BlockKey(scope, code, options.cache_key(_unkeyed_download(sticky)))
+
+
+@lru_cache(maxsize=8)
+def _unkeyed_download(sticky: frozenset[int]) -> frozenset[int]:
+    return _UNKEYED_UPLOAD | sticky | {OptionNumber.ETAG, OptionNumber.CONTENT_FORMAT}
 
 
 def named_body(options: Options) -> bytes | None:
@@ -146,6 +155,21 @@ def room_for_payload(
         options = options.with_option(block_option, _LONGEST_BLOCK)
     bare = len(Message(Type.CON, code, 0, token, options).encode())
     return max_message_size - bare - _PAYLOAD_MARKER_SIZE
+
+
+def fits(code: int, options: Options, length: int, max_message_size: int, token: bytes) -> bool:
+    """Whether a payload of `length` bytes fits beside the options in one message.
+
+    Raises:
+        OptionError: An option has no wire form.
+    """
+    # An option has at most five bytes besides its value. That is enough to know of most messages, which are small.
+    most = HEADER_LENGTH + len(token) + _PAYLOAD_MARKER_SIZE + length
+    for number, value in options.pairs:
+        most += 5 + len(value) if 0 <= number <= MAX_OPTION_NUMBER else max_message_size
+    return most <= max_message_size or length <= room_for_payload(
+        code, options, None, max_message_size, token
+    )
 
 
 def fitting_szx(code: int, options: Options, block_option: int, max_message_size: int) -> int | None:

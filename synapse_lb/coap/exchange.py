@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define
 
-from synapse_lb.coap.block import Block
+from synapse_lb.coap.asked import Asked
 from synapse_lb.coap.blockwise import BlockKey
 from synapse_lb.coap.deduplication import Seen
 from synapse_lb.coap.timers import Timer
@@ -232,15 +232,10 @@ class ServerExchange(Exchange):
         confirmable: Whether that message was Confirmable.
         seen: Its entry in the table of duplicates.
         key: Under which the response is kept if it takes several blocks.
-        block1: The option to be repeated in the response, if the request came in blocks.
-        q_block: What of the response the client wants at first; None if it did not say that it knows Q-Block2.
-        szx: Size exponent of the largest block that the client wants; None if it did not say.
-        wants_size: Whether the client asks for the size of the body (RFC 7959 section 4).
+        asked: How the response is to come.
         snapshot: Of a response in several blocks that is being delivered.
-        registers: Whether it may be answered with notifications.
         notification: The one that is on its way.
         reports: Whether the application wants to know that its response was acknowledged.
-        no_response: Value of the No-Response option (RFC 7967 section 2); 0 to send all responses.
     """
 
     state: State = State.PROCESSING
@@ -248,14 +243,9 @@ class ServerExchange(Exchange):
     confirmable: bool
     seen: Seen
     key: BlockKey
-    block1: Block | None = None
-    q_block: Block | None = None
-    szx: int | None = None
-    wants_size: bool = False
+    asked: Asked
     reports: bool = False
-    no_response: int = 0
     snapshot: Snapshot | None = None
-    registers: bool = False
     notification: Notification | None = None
 
     @property

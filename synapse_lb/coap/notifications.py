@@ -102,7 +102,7 @@ class Notifications:
             MessageTooLarge: The body is over a limit, or the options leave no room for it.
             OptionError: An option of the response has no wire form.
         """
-        if not exchange.registers:
+        if not exchange.asked.registers:
             raise NotObserved(exchange.id)
         if exchange.state is State.NOTIFYING:
             raise NotificationInFlight(exchange.id)

@@ -216,13 +216,14 @@ class Options:
         kept = [pair for pair in self.pairs if pair[0] not in numbers]
         return self if len(kept) == len(self.pairs) else Options(tuple(kept))
 
-    def cache_key(self, *excluded: int) -> tuple[OptionPair, ...]:
+    def cache_key(self, excluded: Collection[int] = ()) -> tuple[OptionPair, ...]:
         """Return what tells two requests of one method apart (RFC 7252 section 5.6).
 
         Args:
-            *excluded: Numbers to leave out, besides those that are NoCacheKey by their number.
+            excluded: Numbers to leave out, besides those that are NoCacheKey by their number.
         """
-        return tuple(pair for pair in self.pairs if not is_no_cache_key(pair[0]) and pair[0] not in excluded)
+        # The latter as in `is_no_cache_key`, which is not called for each option of each request.
+        return tuple([pair for pair in self.pairs if pair[0] & 0x1E != 0x1C and pair[0] not in excluded])
 
     def __iter__(self) -> Iterator[OptionPair]:
         return iter(self.pairs)
@@ -259,14 +260,35 @@ def option_name(number: int) -> str:
     return str(number) if definition is None else definition.name
 
 
+_LEGAL: Final = {
+    number: (definition.min_length, definition.max_length, definition.repeatable)
+    for number, definition in REGISTRY.items()
+}
+"""What is looked at for each option of each message."""
+
+
 def _is_illegal(number: int, value: bytes, previous: int) -> bool:
     """Whether an option has a length out of its range (RFC 7252 5.4.3) or is supernumerary (5.4.5)."""
-    definition = REGISTRY.get(number)
-    if definition is None:
+    legal = _LEGAL.get(number)
+    if legal is None:
         return False
-    if number == previous and not definition.repeatable:
-        return True
-    return not definition.min_length <= len(value) <= definition.max_length
+    shortest, longest, repeatable = legal
+    return not shortest <= len(value) <= longest or (number == previous and not repeatable)
+
+
+def are_legal(options: Options, understood: Collection[int] = ()) -> bool:
+    """Whether `unrecognized_critical` finds nothing, and `strip_unrecognized_elective` leaves them as they are."""
+    previous = -1
+    for number, value in options.pairs:
+        if number & 0x01 and number not in RECOGNIZED_CRITICAL and number not in understood:
+            return False
+        legal = _LEGAL.get(number)
+        if legal is not None:
+            shortest, longest, repeatable = legal
+            if not shortest <= len(value) <= longest or (number == previous and not repeatable):
+                return False
+        previous = number
+    return True
 
 
 def unrecognized_critical(options: Options, understood: Collection[int] = ()) -> int | None:

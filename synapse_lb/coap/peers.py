@@ -188,6 +188,11 @@ class PeerState:
                 return tag
 
     @property
+    def open_requests(self) -> int:
+        """How many of its requests are open, but for registrations and observations."""
+        return len(self.serving) - self.observations
+
+    @property
     def active(self) -> bool:
         """Whether something is under way that does not end by the mere passing of time."""
         return bool(

@@ -21,7 +21,7 @@ been acknowledged.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from synapse_lb.coap.block import Block
@@ -77,7 +77,7 @@ class QBlockServer:
         reliability: ReliabilityLayer,
         snapshots: Snapshots,
         reassembly: Reassembly,
-        sticky: Collection[int],
+        sticky: frozenset[int],
         reply: Reply,
     ) -> None:
         self._core = core
@@ -132,7 +132,7 @@ class QBlockServer:
 
     def follow(self, exchange: ServerExchange, now: float) -> None:
         """Send the blocks after the first, if the response to a request has any and they were asked for."""
-        opening = exchange.q_block
+        opening = exchange.asked.q_block
         if opening is None or not opening.more:
             return
         snapshot = self._snapshots.get(exchange.peer, exchange.key)

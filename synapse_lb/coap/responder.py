@@ -34,6 +34,14 @@ from collections.abc import Callable, Collection, Hashable
 
 from attrs import evolve
 
+from synapse_lb.coap.asked import (
+    PLAINLY,
+    Asked,
+    is_ordinary,
+    options_of_refusal,
+    recognized,
+    refuse_unserved,
+)
 from synapse_lb.coap.block import Block
 from synapse_lb.coap.blockwise import (
     TRANSFER_OPTIONS,
@@ -48,11 +56,8 @@ from synapse_lb.coap.core import Core
 from synapse_lb.coap.deduplication import Seen, digest_of
 from synapse_lb.coap.errors import (
     BlockwiseError,
-    BodyTooLarge,
     ExchangeUnknown,
     MessageError,
-    MethodUnknown,
-    ProxyingNotSupported,
     RemoteError,
     TooManyExchanges,
     UnrecognizedOption,
@@ -72,24 +77,13 @@ from synapse_lb.coap.message import Message
 from synapse_lb.coap.notifications import Notifications
 from synapse_lb.coap.numbers import Code, OptionNumber, Type, code_to_text, is_response, suppresses
 from synapse_lb.coap.observe import DEREGISTER, REGISTER, wanted
-from synapse_lb.coap.options import (
-    Options,
-    strip_unrecognized_elective,
-    unrecognized_critical,
-)
+from synapse_lb.coap.options import Options
 from synapse_lb.coap.peers import PeerState
 from synapse_lb.coap.qblock import Q_BLOCK_OPTIONS, QBlocks
 from synapse_lb.coap.qblock_server import QBlockServer
 from synapse_lb.coap.reassembly import Reassembly
 from synapse_lb.coap.reliability import OnOutcome, Outcome, ReliabilityLayer
 from synapse_lb.coap.snapshots import FirstMessage, Snapshots
-
-OVERLOAD_MAX_AGE = 5
-"""s: Max-Age of the 5.03 that says that a peer has too many open requests (RFC 7252 section 5.9.3.4)."""
-
-METHODS = frozenset(range(Code.GET, Code.IPATCH + 1))
-"""The methods that are handed to the application; others get 4.05 (RFC 7252 section 5.8)."""
-
 
 Scope = Callable[[Peer, Options], Hashable]
 
@@ -152,18 +146,16 @@ class Responder:
             self._refuse(state, message, seen, error, now)
 
     def _process(self, state: PeerState, message: Message, seen: Seen, now: float) -> None:
-        number = unrecognized_critical(message.options, self._understood)
-        if number is not None:
-            raise UnrecognizedOption(number)
-        options = strip_unrecognized_elective(message.options)
-        if OptionNumber.PROXY_URI in options or OptionNumber.PROXY_SCHEME in options:
-            raise ProxyingNotSupported("no forward-proxy")
-        if message.code not in METHODS:
-            raise MethodUnknown(f"method {code_to_text(message.code)} is not known")
+        options = recognized(message.options, self._understood)
+        refuse_unserved(message.code, options)
         scope = None if self._scope is None else self._scope(state.peer, options)
+        key = download_key(scope, message.code, options, self._sticky)
+        if is_ordinary(options):
+            request = CoapRequest(message.code, options, message.payload, message.type is Type.CON)
+            self._begin(state, message, seen, key, request, PLAINLY, now)
+            return
         block1 = read_block(options, OptionNumber.BLOCK1)
         block2 = read_block(options, OptionNumber.BLOCK2)
-        key = download_key(scope, message.code, options, self._sticky)
         q_blocks = QBlocks.read(options)
         if q_blocks is not None and self._q_block is not None:
             body = self._q_block.take(state, message, seen, q_blocks, scope, options, now)
@@ -201,45 +193,55 @@ class Responder:
         request: CoapRequest,
         now: float,
     ) -> None:
-        """Make an exchange of a whole request and hand it to the application."""
+        """Look at the options of a whole request, and hand it to the application."""
         request, registers = self._admit(state, request)
-        q_blocks = QBlocks.read(options)
-        # Notifications go in Block2: their further blocks are fetched one by one, as the peer processes them.
-        q_block = None if q_blocks is None or registers else q_blocks.opening
-        block2 = read_block(options, OptionNumber.BLOCK2) or (None if q_blocks is None else q_blocks.opening)
+        asked = Asked.by(options, block1, registers=registers)
+        whole = CoapRequest(
+            request.code,
+            request.options.without(*TRANSFER_OPTIONS),
+            request.payload,
+            message.type is Type.CON,
+        )
+        self._begin(state, message, seen, key, whole, asked, now)
+
+    def _begin(
+        self,
+        state: PeerState,
+        message: Message,
+        seen: Seen,
+        key: BlockKey,
+        request: CoapRequest,
+        asked: Asked,
+        now: float,
+    ) -> None:
+        """Make an exchange of a request and hand it to the application.
+
+        Raises:
+            TooManyExchanges: There is no room for it.
+        """
+        if not asked.registers and state.open_requests >= self._core.limits.max_exchanges_per_peer:
+            raise TooManyExchanges("the peer has too many open requests")
         exchange = ServerExchange(
             id=self._core.next_exchange(),
             peer=state,
             token=message.token,
             message_id=message.message_id,
-            confirmable=message.type is Type.CON,
+            confirmable=request.confirmable,
             seen=seen,
             key=key,
-            block1=block1,
-            q_block=q_block,
-            szx=None if block2 is None else block2.szx,
-            wants_size=OptionNumber.SIZE2 in options,
-            no_response=options.get_uint(OptionNumber.NO_RESPONSE) or 0,
-            registers=registers,
+            asked=asked,
         )
-        state.observations += registers
+        state.observations += asked.registers
         self._core.exchanges[exchange.id] = state.serving[message.token] = exchange
         if exchange.confirmable:
             self._core.later(
                 exchange, self._core.tuning.separate_after, lambda now: self._accept(exchange, now), now
             )
         self._counters.requests_received += 1
-        whole = CoapRequest(
-            request.code, request.options.without(*TRANSFER_OPTIONS), request.payload, exchange.confirmable
-        )
-        self._core.emit(RequestReceived(state.peer, exchange.id, whole))
+        self._core.emit(RequestReceived(state.peer, exchange.id, request))
 
     def _admit(self, state: PeerState, request: CoapRequest) -> tuple[CoapRequest, bool]:
-        """Find room for a request; return it as the application gets it, and whether it registers.
-
-        Raises:
-            TooManyExchanges: There is none.
-        """
+        """Return a request as the application gets it, and whether it registers."""
         limits = self._core.limits
         observe = wanted(request.code, request.options)
         if observe == REGISTER:
@@ -247,8 +249,6 @@ class Responder:
                 return request, True
             # A server that cannot have one more observer serves a plain request (RFC 7641 section 4.1).
             self._counters.observations_refused += 1
-        if len(state.serving) - state.observations >= limits.max_exchanges_per_peer:
-            raise TooManyExchanges("the peer has too many open requests")
         if observe != DEREGISTER:
             options = request.options.without(OptionNumber.OBSERVE)
             if options is not request.options:
@@ -266,7 +266,7 @@ class Responder:
             return
         if exchange.state is State.DELIVERING:
             self._end(exchange, now)
-        elif exchange.registers and wanted(message.code, message.options) == DEREGISTER:
+        elif exchange.asked.registers and wanted(message.code, message.options) == DEREGISTER:
             self._cancel(exchange, CancelReason.DEREGISTERED, now)
         else:
             self._cancel(exchange, CancelReason.SUPERSEDED, now)
@@ -300,19 +300,14 @@ class Responder:
     ) -> None:
         """Answer a request that the application does not get to see."""
         self._counters.requests_refused += 1
-        options = Options()
-        if isinstance(error, TooManyExchanges):
-            self._counters.requests_overload += 1
-            options = options.with_uint(OptionNumber.MAX_AGE, OVERLOAD_MAX_AGE)
-        elif isinstance(error, BodyTooLarge):
-            options = options.with_uint(OptionNumber.SIZE1, error.limit)
+        self._counters.requests_overload += isinstance(error, TooManyExchanges)
         if message.type is Type.NON and isinstance(error, (UnrecognizedOption, TooManyExchanges)):
             if isinstance(error, UnrecognizedOption):
                 self._core.send_reset(state.peer, message.message_id)
             state.dedup.settle(seen, None)
             return
         code = Code.BAD_REQUEST if error.wire_code is None else error.wire_code
-        self._reply(state, message, seen, code, options, b"", now)
+        self._reply(state, message, seen, code, options_of_refusal(error), b"", now)
 
     def _reply(
         self,
@@ -375,17 +370,18 @@ class Responder:
             raise ExchangeUnknown(exchange)
         if not is_response(response.code):
             raise MessageError(f"{code_to_text(response.code)} is no response code")
-        if not found.observed and suppresses(found.no_response, response.code):
+        if not found.observed and suppresses(found.asked.no_response, response.code):
             self._counters.responses_suppressed += 1
             if found.confirmable and found.state is State.PROCESSING:
                 self._accept(found, now)
             self._end(found, now)
             return found.peer
-        options = response.options.without(OptionNumber.OBSERVE)
-        whole = CoapResponse(response.code, options, response.payload)
+        if OptionNumber.OBSERVE in response.options:
+            response = evolve(response, options=response.options.without(OptionNumber.OBSERVE))
         found.reports = response.report
-        first = self._first_message(found, whole, now)
-        self.notifications.abandon(found, now)
+        first = self._first_message(found, response, now)
+        if found.notification is not None:
+            self.notifications.abandon(found, now)
         if first.snapshot is not None:
             self.snapshots.add(first.snapshot, now)
             self._counters.blocks_sent += 1
@@ -426,7 +422,8 @@ class Responder:
 
     def _first_message(self, exchange: ServerExchange, response: CoapResponse, now: float) -> FirstMessage:
         first = self.snapshots.begin(exchange, response)
-        self.snapshots.discard_key(exchange.peer, exchange.key)
+        if exchange.peer.bodies:
+            self.snapshots.discard_key(exchange.peer, exchange.key)
         if first is None:
             self._counters.responses_too_large += 1
             return FirstMessage(Code.INTERNAL_SERVER_ERROR, Options(), b"")
@@ -487,12 +484,14 @@ class Responder:
     def _end(self, exchange: ServerExchange, now: float, reply: bytes | None = None) -> None:
         """End an exchange; `reply` is what its request's copies will be answered with."""
         exchange.advance(Step.END)
-        self._reliability.stop(exchange.transmission, now)
-        exchange.transmission = None
+        if exchange.transmission is not None:
+            self._reliability.stop(exchange.transmission, now)
+            exchange.transmission = None
         state = exchange.peer
-        state.observations -= exchange.registers
+        state.observations -= exchange.asked.registers
         state.dedup.settle(exchange.seen, reply)
         if state.serving.get(exchange.token) is exchange:
             del state.serving[exchange.token]
-        self.notifications.abandon(exchange, now)
+        if exchange.notification is not None:
+            self.notifications.abandon(exchange, now)
         self._core.forget(exchange)

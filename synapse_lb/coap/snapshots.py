@@ -27,8 +27,9 @@ from hashlib import blake2b
 
 from attrs import define, frozen
 
+from synapse_lb.coap.asked import PLAINLY
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block
-from synapse_lb.coap.blockwise import BlockKey, fitting_szx, named_body, room_for_payload
+from synapse_lb.coap.blockwise import BlockKey, fits, fitting_szx, named_body
 from synapse_lb.coap.bodies import Body, BodyStore, Bounds
 from synapse_lb.coap.core import Core
 from synapse_lb.coap.errors import BlockwiseError
@@ -130,9 +131,10 @@ class FirstMessage:
 
 def _first_options(exchange: ServerExchange, options: Options, length: int) -> Options:
     """Add what only the first message of a response tells of the transfer."""
-    if exchange.block1 is not None and not exchange.observed:
-        options = options.with_option(OptionNumber.BLOCK1, exchange.block1.encode())
-    if exchange.wants_size:
+    asked = exchange.asked
+    if asked.block1 is not None and not exchange.observed:
+        options = options.with_option(OptionNumber.BLOCK1, asked.block1.encode())
+    if asked.wants_size:
         options = options.with_uint(OptionNumber.SIZE2, length)
     return options
 
@@ -191,18 +193,19 @@ class Snapshots:
         size = exchange.peer.settings.max_message_size
         options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
         length = len(response.payload)
-        first = _first_options(exchange, Options((*options, *further)), length)
-        szx = self._limits.block_szx if exchange.szx is None else min(self._limits.block_szx, exchange.szx)
-        if length <= 16 << szx and length <= room_for_payload(
-            response.code, first, None, size, exchange.token
-        ):
+        first = options if further is NO_OPTIONS else Options((*options, *further))
+        if exchange.asked is not PLAINLY:
+            first = _first_options(exchange, first, length)
+        wanted = exchange.asked.szx
+        szx = self._limits.block_szx if wanted is None else min(self._limits.block_szx, wanted)
+        if length <= 16 << szx and fits(response.code, first, length, size, exchange.token):
             return FirstMessage(response.code, first, response.payload)
         if OptionNumber.ETAG not in options:
             etag = etag_of(response.payload)
             options = options.with_option(OptionNumber.ETAG, etag)
             first = first.with_option(OptionNumber.ETAG, etag)
         number = OptionNumber.BLOCK2
-        if exchange.q_block is not None:
+        if exchange.asked.q_block is not None:
             number = OptionNumber.Q_BLOCK2
             first = first.replacing(OptionNumber.SIZE2, encode_uint(length))
         fitting = fitting_szx(response.code, first, number, size)
