@@ -119,7 +119,10 @@ class Endpoint:
 
     def datagrams_to_send(self, now: float) -> list[tuple[Peer, bytes]]:
         """Return the datagrams that are to be sent at once, in their order, and forget them."""
-        outbox, self._core.outbox = self._core.outbox, []
+        outbox = self._core.outbox
+        if not outbox:
+            return []
+        self._core.outbox = []
         return outbox
 
     def next_timer(self) -> float | None:

@@ -8,6 +8,7 @@ and exchanges, and none when the endpoint has nothing to wait for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +49,7 @@ class EndpointDriver:
         self._send: Final = send
         self._on_event: Final = on_event
         self._timer: Timer | None = None
+        self._armed_for = math.inf  # a time of `now`
         self._flushing = False
         self._stopped = False
         self._latest = float("-inf")
@@ -63,6 +65,7 @@ class EndpointDriver:
         if now < self._latest:
             self._correction += self._latest - now
             now = self._latest
+            self._armed_for = math.inf  # The call would come that much later, so it is set anew.
         self._latest = now
         return now
 
@@ -85,7 +88,7 @@ class EndpointDriver:
         self._flushing = True
         try:
             # Until nothing is left: an event's handler may have answered, and an answer may be an event.
-            while not self.stopped and (self._send_datagrams() or self._deliver_events()):
+            while not self._stopped and (self._send_datagrams() or self._deliver_events()):
                 pass
         finally:
             self._flushing = False
@@ -99,7 +102,7 @@ class EndpointDriver:
             self._timer = None
 
     def _send_datagrams(self) -> bool:
-        datagrams = self._endpoint.datagrams_to_send(self.now())
+        datagrams = self._endpoint.datagrams_to_send(self._latest)
         for peer, data in datagrams:
             if self._stopped:
                 break
@@ -132,16 +135,19 @@ class EndpointDriver:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            return
-        delay = max(0.0, deadline - self.now())
-        if self._timer is None:
-            self._timer = self._clock.callLater(delay, self._fire)
-        elif self._timer.getTime() > self._clock.seconds():
-            self._timer.reset(delay)
-        # Else it is due. Put off again and again, by whatever comes first in each turn of a busy reactor, it would
-        # never be made: nothing would be sent again, and nothing given up.
+        elif self._timer is None:
+            self._armed_for = deadline
+            self._timer = self._clock.callLater(max(0.0, deadline - self.now()), self._fire)
+        elif deadline < self._armed_for and self._timer.getTime() > self._clock.seconds():
+            self._armed_for = deadline
+            self._timer.reset(max(0.0, deadline - self.now()))
+        # Else it comes early, and is set anew then. It is never put off: that would cost something for each message,
+        # and done again and again, by whatever comes first in each turn of a busy reactor, the call would never be
+        # made: nothing would be sent again, and nothing given up.
 
     def _fire(self) -> None:
         self._timer = None
-        self._endpoint.handle_timer(self.now())
+        deadline, now = self._endpoint.next_timer(), self.now()
+        if deadline is not None and deadline <= now:
+            self._endpoint.handle_timer(now)
         self.flush()

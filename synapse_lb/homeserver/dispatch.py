@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -57,6 +58,8 @@ class CaptureChannel:
         self._unfit: str | None = None
         self._refused: MatrixResponse | None = None
         self._producer: Any = None
+        self._beginning = False
+        self._next: Timer | None = None
 
     # What twisted.web.http.Request asks of its channel
 
@@ -136,8 +139,30 @@ class CaptureChannel:
 
     # Ours
 
+    def begin(self, serve: Callable[[], None]) -> None:
+        """Have the request served; what goes wrong in that is the outcome."""
+        self._beginning = True
+        try:
+            serve()
+        except Exception:
+            self.failed(Failure())
+        finally:
+            self._beginning = False
+
+    def put_off(self, end: Callable[[], None]) -> bool:
+        """Whether an end comes too early; then it comes in the next turn of the reactor."""
+        if self._beginning:
+            self.later(end)
+        return self._beginning
+
+    def later(self, what: Callable[[], None]) -> None:
+        """Do something in the next turn of the reactor, unless the client goes away before."""
+        self._next = self._clock.callLater(0, what)
+
     def client_gone(self) -> None:
         """Tell Synapse that the client went away."""
+        if self._next is not None and self._next.active():
+            self._next.cancel()
         request, self.request = self.request, None
         if request is not None and not request.finished:
             request.connectionLost(Failure(ConnectionLost()))
@@ -193,34 +218,35 @@ class SynapseDispatcher:
     def __init__(self, homeserver: hooks.Homeserver, *, tag: str, port: int, host: Address) -> None:
         self._homeserver = homeserver
         self._host = host
-        self._clock: Clock = homeserver.reactor
         self._site = homeserver.site(tag=tag, port=port, logger_name=f"synapse.access.coap.{tag}")
 
     def dispatch(self, request: MatrixRequest, client: Address) -> Deferred[MatrixResponse]:
         """Serve one request in Synapse; see `Dispatcher.dispatch`.
 
-        It begins with the next turn of the reactor: the caller has its callbacks in place by then, so that the
-        access log line of an answer which needs no waiting can show its size too.
+        It begins at once, but for what comes about within another request of Synapse's, whose log context and time it
+        is not to use. An answer that needs no waiting is given in the next turn of the reactor: the caller has its
+        callbacks in place by then, so that the access log can show its size too.
         """
-        begin: Timer
         channel: CaptureChannel
 
         def client_gone(_: object) -> None:
-            if begin.active():
-                begin.cancel()
             channel.client_gone()
 
         done: Deferred[MatrixResponse] = Deferred(client_gone)
         channel = CaptureChannel(self._site, client, self._host, done)
 
         def start() -> None:
-            try:
-                self._begin(request, channel)
-            except Exception:
-                channel.failed(Failure())
+            channel.begin(lambda: self._begin(request, channel))
 
-        begin = self._clock.callLater(0, start)
+        if self.begins_at_once():
+            start()
+        else:
+            channel.later(start)
         return done
+
+    def begins_at_once(self) -> bool:
+        """Whether a request that is dispatched now begins before the next turn of the reactor."""
+        return hooks.between_requests()
 
     def serves(self, method: str, path: bytes) -> bool:
         """Whether this process has a servlet for a method and a path below ``/_matrix/client/``."""
@@ -275,6 +301,8 @@ def _captured(status: int, written: bytes, headers: Headers) -> MatrixResponse:
 def _response(status: int, body: Any, headers: Headers) -> MatrixResponse:
     if status in _NO_CONTENT:
         return MatrixResponse(status, NO_BODY)
+    if status == 200:
+        return MatrixResponse(status, body)
     return MatrixResponse(status, body, _retry_after(body, headers))
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Every name of Synapse that is no part of its module API, in one place.
 
-The rest of this package uses what stands here and no other internals of Synapse. The names are looked for when
+The rest of this package uses what stands here, and what `resources` makes of Synapse's classes for requests, and no
+other internals of Synapse. The names are looked for when
 this file is imported, which is while Synapse reads its configuration, and `check` looks for the methods: one
 that is missing is a ``ConfigError`` that names Synapse's version, never a failure later on. `Homeserver` looks
 for the attributes of the running homeserver in the same manner.
@@ -15,20 +16,17 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
-
-from synapse_lb.homeserver import answers
 
 try:
     from synapse.api.auth import Auth
-    from synapse.api.errors import InvalidClientTokenError, SynapseError, UnrecognizedRequestError
+    from synapse.api.errors import InvalidClientTokenError, SynapseError
     from synapse.app import _base as app_base
     from synapse.app import check_bind_error
     from synapse.config import server as server_config
@@ -37,10 +35,15 @@ try:
     from synapse.config.server import DEFAULT_BIND_ADDRESSES, HttpListenerConfig, TCPListenerConfig
     from synapse.config.workers import MAIN_PROCESS_INSTANCE_MAP_NAME, MAIN_PROCESS_INSTANCE_NAME
     from synapse.handlers.presence import BasePresenceHandler
-    from synapse.http.server import UnrecognizedRequestResource, finish_request
+    from synapse.http.server import UnrecognizedRequestResource
     from synapse.http.site import SynapseRequest, SynapseSite
     from synapse.logging import context as log_contexts
-    from synapse.logging.context import PreserveLoggingContext, run_in_background
+    from synapse.logging.context import (
+        SENTINEL_CONTEXT,
+        PreserveLoggingContext,
+        current_context,
+        run_in_background,
+    )
     from synapse.notifier import Notifier, _NotifierUserStream
     from synapse.replication.tcp.streams import CachesStream
     from synapse.rest import ClientRestResource
@@ -51,6 +54,14 @@ try:
     from synapse.util.httpresourcetree import create_resource_tree
 
     from synapse_lb.homeserver import advertising
+    from synapse_lb.homeserver.resources import (
+        ClientAnswers,
+        ClientResource,
+        LowBandwidthRequest,
+        LowBandwidthSite,
+        ObjectAnswers,
+        WellKnownClientResource,
+    )
 except ImportError as error:
     raise ConfigError(
         "synapse-lb does not support this version of Synapse, which lacks something that it needs; "
@@ -60,13 +71,18 @@ except ImportError as error:
 __all__ = [
     "DEFAULT_BIND_ADDRESSES",
     "CachesStream",
+    "ClientAnswers",
+    "ClientResource",
     "Config",
     "Homeserver",
     "InvalidClientTokenError",
     "LowBandwidthRequest",
+    "LowBandwidthSite",
+    "ObjectAnswers",
     "PreserveLoggingContext",
     "StreamToken",
     "SynapseError",
+    "between_requests",
     "check",
     "check_bind_error",
     "format_config_error",
@@ -136,6 +152,11 @@ def _refuse(owner: object, name: str) -> None:
 def logging_context(name: str, server_name: str) -> Any:
     """Return a log context of Synapse's, which is a context manager."""
     return vars(log_contexts)["LoggingContext"](name=name, server_name=server_name)
+
+
+def between_requests() -> bool:
+    """Whether what happens now is no part of a request of Synapse's, to whose account its time would go."""
+    return current_context() is SENTINEL_CONTEXT
 
 
 class ParsedListener(Protocol):
@@ -216,87 +237,6 @@ _claimed: WeakSet[HomeServer] = WeakSet()
 def _set(owner: object, name: str, value: object) -> None:
     """Replace a function or a method, which is what a hook is."""
     setattr(owner, name, value)
-
-
-class LowBandwidthRequest(SynapseRequest):
-    """A request that Synapse serves, whose answer is an object.
-
-    Attributes:
-        answer: The status and the response object, once a resource has answered with one.
-        client_gone: Whether the client went away before the answer.
-    """
-
-    answer: tuple[int, Any] | None = None
-    client_gone = False
-
-    def connectionLost(self, reason: Failure | Exception) -> None:
-        """Remember that nobody waits for the answer any more, and let Synapse cancel what it can."""
-        self.client_gone = True
-        super().connectionLost(reason)
-
-
-class ObjectAnswers:
-    """Takes the answers of a Synapse resource as objects, before any JSON is written."""
-
-    def _send_response(self, request: SynapseRequest, code: int, response_object: Any) -> None:
-        request.setResponseCode(code)
-        if isinstance(request, LowBandwidthRequest):
-            if request.client_gone:
-                return
-            request.answer = (code, response_object)
-        finish_request(request)
-
-    def _send_error_response(self, f: Failure, request: SynapseRequest) -> None:
-        hs = getattr(self, "hs", None)
-        gone = isinstance(request, LowBandwidthRequest) and request.client_gone
-        status, error = answers.of_failure(f, request, getattr(hs, "config", None), client_gone=gone)
-        if not request.startedWriting:
-            self._send_response(request, status, error)
-        elif request.channel:
-            # A servlet failed in the middle of writing by itself.
-            request.channel.forceAbortClient()
-
-
-class ClientAnswers(ObjectAnswers):
-    """The same of the client-server API, whose media CoAP does not carry."""
-
-    async def _async_render(self, request: SynapseRequest) -> tuple[int, Any]:
-        if request.path is not None and answers.is_media(request.path):
-            # Before the servlet fetches the file, perhaps from another server.
-            request.request_metrics.name = "MediaOverCoap"
-            return answers.NOT_CARRIED, answers.not_carried("media")
-        resource: Any = super()
-        answer: tuple[int, Any] = await resource._async_render(request)
-        return answer
-
-
-class ClientResource(ClientAnswers, ClientRestResource):
-    """Everything under ``/_matrix/client`` that this process serves."""
-
-    def serves(self, method: str, path: bytes) -> bool:
-        """Whether there is a servlet for a request; workers have not all of them."""
-        if answers.is_media(path):
-            return True  # It is refused here.
-        asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path)
-        try:
-            self._get_handler_for_request(asked)
-        except UnrecognizedRequestError:
-            return False
-        return True
-
-
-class LowBandwidthSite(SynapseSite):
-    """What Synapse has for each of its HTTP listeners.
-
-    Attributes:
-        client: Its resource for ``/_matrix/client``.
-    """
-
-    client: ClientResource
-
-
-class WellKnownClientResource(ObjectAnswers, ClientWellKnownResource):
-    """``/.well-known/matrix/client``."""
 
 
 class Homeserver:

@@ -77,7 +77,7 @@ class MatrixRequest:
     @property
     def is_long_poll(self) -> bool:
         """Whether the answer may wait on purpose: a sync with a timeout."""
-        if not self.path.endswith((b"/sync", b"/events")):
+        if b"timeout" not in self.query or not self.path.endswith((b"/sync", b"/events")):
             return False
         return any(key == b"timeout" and value.strip(b"0") for key, value in parse_qsl(self.query))
 

@@ -87,4 +87,7 @@ def holds_secret(body: Any) -> bool:
         return False
     if not SECRET_KEYS.isdisjoint(body):
         return True
-    return any(isinstance(each, Mapping) and not SECRET_KEYS.isdisjoint(each) for each in body.values())
+    for each in body.values():  # a loop, not `any`: this is asked for each answer
+        if type(each) is not str and isinstance(each, Mapping) and not SECRET_KEYS.isdisjoint(each):
+            return True
+    return False

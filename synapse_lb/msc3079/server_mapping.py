@@ -84,6 +84,9 @@ _PATH_SAFE: Final = "/" + _SEGMENT_SAFE
 _QUERY_SAFE: Final = "!$'()*,;:@/?"
 """What may stand in a name or value of a form-encoded query: no `&`, `=`, `+`, which have a meaning there."""
 
+_PLAIN_QUERY: Final = re.compile(rb"[-\w.~!$'()*,;:@/?]*(=[-\w.~!$'()*,;:@/?]*)?", re.ASCII)
+"""A name, or a name and a value, in which nothing is to be encoded, as in most."""
+
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
 _NAMES_USER: Final = b"&access_token="
 """A query with this says by itself whose request it is; with the sticky token it would say so twice."""
@@ -302,6 +305,9 @@ def _read_query(values: Sequence[bytes]) -> bytes:
     """
     parts = []
     for value in values:
+        if _PLAIN_QUERY.fullmatch(value):
+            parts.append(value.decode("ascii"))
+            continue
         try:
             value.decode("utf-8")
         except UnicodeDecodeError:

@@ -35,6 +35,7 @@ class Association:
     ping: int | None = None
     defining: dict[int, tuple[int, ...]] = field(factory=dict)
     trust: Callable[[bool], None] = field(default=lambda known: None, kw_only=True)
+    _known: bool = False
 
     def on_its_way(self, exchange: int, definitions: tuple[int, ...]) -> None:
         """Something was sent of which it will be known whether it has arrived."""
@@ -59,12 +60,14 @@ class Association:
         if _token_ended(request, response):
             if request.access_token == self.sticky.token:
                 self.sticky.forget_token()
+                self._known = False
                 self.trust(False)
             return
         authenticated = response.authenticated
         if authenticated is None:
             authenticated = request.access_token is not None and response.status < 300
-        if authenticated:
+        if authenticated and not self._known:
+            self._known = True
             self.trust(True)
 
 

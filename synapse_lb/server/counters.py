@@ -27,4 +27,4 @@ class GatewayCounters:
     response_bytes: int = 0
     """Bytes of all response bodies."""
     http_bytes: int = 0
-    """Bytes that the same requests and responses would have taken over HTTP (see `http_size`)."""
+    """Bytes that the same requests and responses would have taken over HTTP (an estimate, see `http_size`)."""

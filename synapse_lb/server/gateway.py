@@ -63,7 +63,7 @@ from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.association import Association, plain
 from synapse_lb.server.counters import GatewayCounters
 from synapse_lb.server.dispatcher import Address, Dispatcher
-from synapse_lb.server.http_size import http_size
+from synapse_lb.server.http_size import HttpEstimate
 from synapse_lb.server.news import NewsWaiter
 from synapse_lb.server.observable import Observable
 from synapse_lb.server.roster import Present, Roster
@@ -151,7 +151,7 @@ class Gateway:
         self._port: SecurePort | None = None
         self._associations: dict[int, Association] = {}
         self._running: dict[int, _Running] = {}
-        self.counters = GatewayCounters()
+        self.counters, self._over_http = GatewayCounters(), HttpEstimate()
         self._roster = Roster(clock)
         limits = limits if limits is not None else Limits()
         self._body_limits = MappingLimits(max_inflated=limits.max_request_body)
@@ -395,7 +395,7 @@ class Gateway:
         if self.endpoint.is_delivering(exchange):
             association.on_its_way(exchange, answer.definitions)
         if size:
-            self.counters.http_bytes += http_size(request, response, size)
+            self.counters.http_bytes += self._over_http.of(request, response, size)
         return size
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Answer:
@@ -427,7 +427,7 @@ class Gateway:
             return None
         association.on_its_way(exchange, encoded.definitions)
         self.counters.response_bytes += len(payload)
-        self.counters.http_bytes += http_size(request, response, len(payload))
+        self.counters.http_bytes += self._over_http.of(request, response, len(payload))
         self._driver.flush()
         return len(payload)
 

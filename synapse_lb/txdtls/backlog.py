@@ -22,6 +22,14 @@ T = TypeVar("T")
 AT_ONCE: Final = 8
 """Datagrams of one association that are handled in one turn when they are read."""
 
+FEW: Final = 3
+"""Datagrams of one association that are handled without a look at whether the turn has ended: a timer for each of them
+would cost more than the rest of this. So these may be of several turns, and those that are handled in one turn when
+they are read are between `AT_ONCE` less `FEW` and `AT_ONCE`."""
+
+MANY: Final = 64
+"""Associations of which it is noted how many were handled, before the same look."""
+
 ROUNDS: Final = 32
 """Datagrams of one association that wait and are handled in one turn at most."""
 
@@ -50,7 +58,7 @@ class Backlog(Generic[T]):
         self._waiting: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
         self._timer: Timer | None = None
-        self._turned = reactor.seconds()
+        self._turned = reactor.seconds()  # the end of the last service, or when the timer was set after a pause
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -63,7 +71,8 @@ class Backlog(Generic[T]):
             served = self._served.get(source, 0)
             if served < AT_ONCE:
                 self._served[source] = served + 1
-                self._arm()
+                if served >= FEW or len(self._served) >= MANY:
+                    self._arm()
                 self._serve(item)
                 return
             waiting = self._waiting[source] = deque()
@@ -90,19 +99,19 @@ class Backlog(Generic[T]):
 
     def _arm(self) -> None:
         if self._timer is None:
+            self._turned = self._reactor.seconds()
             self._timer = self._reactor.callLater(0, self._turn)
 
     def _turn(self) -> None:
         self._timer = None
         self._served.clear()
         if not self._waiting:
-            self._turned = self._reactor.seconds()
             return
+        now, turned = self._reactor.seconds(), self._turned
         # Armed before anything is handed on: what that brings about may arm it, or cancel all.
         self._arm()
-        now = self._reactor.seconds()
         # Turns are long when there is much to do. Those who wait are not to be worse off than the others then.
-        self._serve_until(now + max(SHORTEST, now - self._turned))
+        self._serve_until(now + max(SHORTEST, now - turned))
         self._turned = self._reactor.seconds()
 
     def _serve_until(self, end: float) -> None:

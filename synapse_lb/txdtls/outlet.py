@@ -28,7 +28,8 @@ class Outlet:
 
     def flush(self, entry: Entry, now: float) -> None:
         """Send what an association has to send."""
-        for datagram in map(entry.form.outgoing, entry.association.take_datagrams(now)):
+        for plain in entry.association.take_datagrams(now):
+            datagram = entry.form.outgoing(plain)
             if entry.path.admit(datagram):
                 self.write(datagram, entry.address)
             else:

@@ -123,15 +123,30 @@ class DriverTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
 
     def test_one_delayed_call_which_follows_the_deadline(self) -> None:
-        for deadline in (10.0, 3.0, 7.0):
+        for deadline in (10.0, 3.0):
             self.endpoint.deadline = deadline
             self.driver.flush()
-            self.assertEqual(
-                [cast(DelayedCall, call).getTime() for call in self.clock.getDelayedCalls()], [deadline]
-            )
+            self.assertEqual(self.calls(), [deadline])
+        self.endpoint.deadline = 7.0
+        self.driver.flush()
+        self.assertEqual(self.calls(), [3.0])  # It is not put off, but comes early and is set anew.
+        self.clock.advance(3.0)
+        self.assertEqual(self.calls(), [7.0])
         self.endpoint.deadline = None
         self.driver.flush()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def calls(self) -> list[float]:
+        """When the reactor makes its calls."""
+        return [cast(DelayedCall, call).getTime() for call in self.clock.getDelayedCalls()]
+
+    def test_the_call_follows_a_clock_that_is_set_back(self) -> None:
+        self.clock.advance(5000)
+        self.endpoint.deadline = 5002.0
+        self.driver.flush()
+        self.clock.rightNow = 1000.0
+        self.driver.receive("a", b"in")
+        self.assertEqual(self.calls(), [1002.0])
 
     def test_the_timer_fires_and_flushes(self) -> None:
         self.endpoint.deadline = 2.0
@@ -159,7 +174,7 @@ class DriverTests(SynchronousTestCase):
         (call,) = self.clock.getDelayedCalls()
         for moment in (2.0, 2.5, 3.0):
             self.clock.rightNow = moment
-            for deadline in (2.0, 2.25, 4.0):
+            for deadline in (2.0, 4.0, 2.25):
                 self.endpoint.deadline = deadline
                 self.driver.flush()
                 self.assertEqual(cast(DelayedCall, call).getTime(), 2.0)

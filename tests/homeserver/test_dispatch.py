@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from synapse.api.errors import LimitExceededError, RedirectException, SynapseError
@@ -17,7 +18,7 @@ from synapse.http.server import (
     respond_with_redirect,
 )
 from synapse.http.site import SynapseRequest
-from synapse.logging.context import make_deferred_yieldable
+from synapse.logging.context import current_context, make_deferred_yieldable
 from synapse.util.cancellation import cancellable
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
@@ -28,7 +29,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from synapse_lb.homeserver import dispatch, hooks
+from synapse_lb.homeserver import dispatch, hooks, resources
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 
@@ -73,6 +74,28 @@ class Servlet(hooks.ObjectAnswers, DirectServeJsonResource):
     async def _async_render_POST(self, request: SynapseRequest) -> tuple[int, Any]:
         assert request.content is not None
         return 200, {"got": request.content.read().decode(), "token": request.getHeader("Authorization")}
+
+
+class _Routes:
+    """Finds servlets as `ClientRestResource` does."""
+
+    def __init__(self) -> None:
+        self.searches: list[bytes] = []
+
+    def _get_handler_for_request(self, request: Any) -> tuple[Any, str, dict[str, str]]:
+        self.searches.append(request.path)
+        callback = f"{request.method.decode()} {request.path.decode()}"
+        if request.path.startswith(b"/with/"):
+            return callback, "With", {"id": request.path[6:].decode()}
+        return callback, "Plain", {}
+
+
+class ResourceWithRoutes(resources.RememberedServlets, _Routes):
+    """As much of a `ClientResource` as finds servlets."""
+
+    def find(self, method: bytes, path: bytes) -> tuple[Any, str, dict[str, str]]:
+        """The servlet of a request."""
+        return self._get_handler_for_request(SimpleNamespace(method=method, path=path))
 
 
 class FakeSite(Site):
@@ -227,13 +250,68 @@ class ServletTests(DispatchTestCase):
             self.assertEqual(len(logs.output), 1)
             self.assertIn(' 4321B 200 "GET /_matrix/client/x CoAP/1"', logs.output[0])
 
+    async def test_a_request_begins_at_once(self) -> None:
+        served: list[SynapseRequest] = []
+
+        def serve(request: SynapseRequest) -> tuple[int, Any]:
+            served.append(request)
+            return 200, {}
+
+        answered = self.dispatch(Servlet(serve))
+        self.assertEqual(len(served), 1)
+        self.assertFalse(answered.called)  # The caller could not have put its callbacks in place.
+        await answered
+
+    async def test_but_not_within_another(self) -> None:
+        contexts: list[object] = []
+
+        def serve(_: SynapseRequest) -> tuple[int, Any]:
+            contexts.append(current_context())
+            return 200, {}
+
+        with hooks.logging_context("another", "example.org") as other:
+            answered = self.dispatch(Servlet(serve))
+            self.assertEqual(contexts, [])
+        await answered
+        self.assertEqual(len(contexts), 1)
+        self.assertIsNot(contexts[0], other)
+
     async def test_a_client_that_goes_before_the_request_begins(self) -> None:
         served: list[SynapseRequest] = []
-        answered = self.dispatch(Servlet(served.append))
+        with hooks.logging_context("another", "example.org"):
+            answered = self.dispatch(Servlet(served.append))
         answered.cancel()
         await self.assertFailure(answered, CancelledError)
         await deferLater(REACTOR, 0)
         self.assertEqual(served, [])
+
+    async def test_a_client_that_goes_before_it_is_answered(self) -> None:
+        with self.assertLogs("tests.access", logging.INFO) as logs:
+            answered = self.dispatch(Servlet(lambda _: (200, {})))
+            answered.cancel()
+            await self.assertFailure(answered, CancelledError)
+            await deferLater(REACTOR, 0)
+        self.assertEqual(len(logs.output), 1)
+        self.assertIn('! "GET /_matrix/client/x CoAP/1"', logs.output[0])
+
+    async def test_the_servlet_of_a_path_without_parameters_is_looked_for_once(self) -> None:
+        resource = ResourceWithRoutes()
+        for path in (b"/plain", b"/plain", b"/with/1", b"/with/1"):
+            resource.find(b"GET", path)
+        self.assertEqual(resource.searches, [b"/plain", b"/with/1", b"/with/1"])
+        self.assertEqual(resource.find(b"GET", b"/plain"), ("GET /plain", "Plain", {}))
+        self.assertEqual(resource.find(b"GET", b"/with/2"), ("GET /with/2", "With", {"id": "2"}))
+        self.assertEqual(resource.find(b"PUT", b"/plain"), ("PUT /plain", "Plain", {}))
+
+    async def test_what_is_remembered_of_paths_is_bounded(self) -> None:
+        resource = ResourceWithRoutes()
+        for number in range(3 * resources.MAX_PLACES):
+            resource.find(b"GET", b"/plain/%d" % number)
+            self.assertLessEqual(len(resource._places), resources.MAX_PLACES)
+        long = b"/plain/" + b"x" * resources.MAX_PLACE
+        resource.find(b"GET", long)
+        resource.find(b"GET", long)
+        self.assertEqual(resource.searches.count(long), 2)
 
     async def test_a_client_that_goes_cancels_the_servlet(self) -> None:
         cancelled: list[object] = []

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse
 from synapse_lb.msc3079.sticky import StickyState
 from synapse_lb.server.dispatcher import Address
-from synapse_lb.server.http_size import LARGE, http_size
+from synapse_lb.server.http_size import FIRST, LARGE, ONE_OF, HttpEstimate
 from synapse_lb.server.roster import ANONYMOUS, AUTHENTICATED, MOVED, Roster
 from synapse_lb.txdtls.errors import HandshakeFailed
 from synapse_lb.txdtls.options import ServerCounters
@@ -62,7 +62,7 @@ class HttpSizeTests(SynchronousTestCase):
     def size(self, response: Any = NO_BODY, sent: int = 0, **request: Any) -> int:
         """Of a GET of / with these differences."""
         asked = MatrixRequest(**{"method": "GET", "path": b"/", **request})
-        return http_size(asked, MatrixResponse(200, response), sent)
+        return HttpEstimate().of(asked, MatrixResponse(200, response), sent)
 
     def test_each_part(self) -> None:
         least = self.size()
@@ -78,6 +78,23 @@ class HttpSizeTests(SynchronousTestCase):
         self.assertEqual(self.size("a" * 10, LARGE + 1) - least, LARGE + 1)
         self.assertEqual(self.size("a" * 10, LARGE) - least, 12)
         self.assertEqual(self.size(object(), 5) - least, 5)
+
+    def test_not_each_answer_is_written_as_json(self) -> None:
+        least, estimate, looked_at = self.size(), HttpEstimate(), 0
+        asked = MatrixRequest("GET", b"/")
+        for _ in range(FIRST):
+            self.assertEqual(estimate.of(asked, MatrixResponse(200, "a" * 18), 10) - least, 20)
+        for _ in range(10 * ONE_OF):
+            found = estimate.of(asked, MatrixResponse(200, "a" * 28), 10) - least
+            looked_at += found == 30
+            self.assertTrue(20 <= found <= 30)
+        self.assertEqual(looked_at, 10)
+
+    def test_what_is_large_counts_as_the_others_do(self) -> None:
+        least, estimate = self.size(), HttpEstimate()
+        asked = MatrixRequest("GET", b"/")
+        estimate.of(asked, MatrixResponse(200, "a" * 28), 10)
+        self.assertEqual(estimate.of(asked, MatrixResponse(200, object()), 40_000) - least, 120_000)
 
 
 class FailuresTests(SynchronousTestCase):

@@ -79,6 +79,10 @@ class SiteDispatcher(SynapseDispatcher):
             self.expected = None
         return super().dispatch(request, client)
 
+    def begins_at_once(self) -> bool:
+        """It always does."""
+        return True
+
     def begins(self, request: hooks.LowBandwidthRequest) -> None:
         """Give a request to who wants it."""
         taker, self._taker = self._taker, None
@@ -86,23 +90,8 @@ class SiteDispatcher(SynapseDispatcher):
             taker(request)
 
 
-class _AtOnce:
-    """The reactor of the dispatcher, which asks it for nothing but to begin a request in the next turn."""
-
-    def callLater(self, delay: float, function: Callable[..., object], *args: object) -> _AtOnce:
-        """Call a function now."""
-        function(*args)
-        return self
-
-    def active(self) -> bool:
-        """It was called."""
-        return False
-
-
 class _Served:
     """What the dispatcher asks of the homeserver, for any site."""
-
-    reactor = _AtOnce()
 
     def __init__(self, dispatcher: SiteDispatcher, site: Any) -> None:
         self._dispatcher = dispatcher
