@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 import attrs
 
@@ -54,6 +54,9 @@ class ReplyFormat:
     brief: bool = False
 
 
+_TIMEOUT: Final = re.compile(rb"(?:^|&)timeout=([^&]*)")
+
+
 @attrs.frozen
 class MatrixRequest:
     """A request as a Matrix server understands it.
@@ -79,7 +82,7 @@ class MatrixRequest:
         """Whether the answer may wait on purpose: a sync with a timeout."""
         if b"timeout" not in self.query or not self.path.endswith((b"/sync", b"/events")):
             return False
-        return any(key == b"timeout" and value.strip(b"0") for key, value in parse_qsl(self.query))
+        return any(value.strip(b"0") for value in _TIMEOUT.findall(self.query))
 
 
 @attrs.frozen

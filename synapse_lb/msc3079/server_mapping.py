@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, quote_from_bytes
 
@@ -87,6 +88,9 @@ _QUERY_SAFE: Final = "!$'()*,;:@/?"
 _PLAIN_QUERY: Final = re.compile(rb"[-\w.~!$'()*,;:@/?]*(=[-\w.~!$'()*,;:@/?]*)?", re.ASCII)
 """A name, or a name and a value, in which nothing is to be encoded, as in most."""
 
+_SHORT_PATH: Final = 48
+"""Bytes of Uri-Path up to which a path is kept with what it stands for: it has no id of anybody in it, mostly."""
+
 _TOKEN: Final = re.compile(rb"[\x21-\x7e]*\Z")
 _NAMES_USER: Final = b"&access_token="
 """A query with this says by itself whose request it is; with the sticky token it would say so twice."""
@@ -157,7 +161,7 @@ def _decode_request(
         sticky.announced_key_version = _check_key_version(key_version)
     _check_critical(pairs, sticky)
     query_values = _query_values(pairs, extension.book)
-    method, segments = _read_target(
+    method, target = _read_target(
         code, [value for number, value in pairs if number == URI_PATH], extension.book
     )
     query = _read_query(query_values)
@@ -174,29 +178,45 @@ def _decode_request(
         body, body_format = content.value, content.content_format
         sticky.used_integer_keys = sticky.used_integer_keys or content.used_integer_keys
     if extension.book is None or accept is not None:
-        reply = _reply_format(accept or body_format, sticky, segments)
+        reply = _reply_format(accept or body_format, sticky, secret=target.secret)
     else:
-        secret = takes_or_gives_secrets(segments)
-        reply = ReplyFormat(x1=extension.book, secret=secret, brief=extension.brief)
+        reply = ReplyFormat(x1=extension.book, secret=target.secret, brief=extension.brief)
     names_its_user = first(pairs, ACCESS_TOKEN) is None and _NAMES_USER in b"&" + query
-    return MatrixRequest(
-        method, _path(segments), query, body, None if names_its_user else sticky.token, reply
-    )
+    return MatrixRequest(method, target.path, query, body, None if names_its_user else sticky.token, reply)
 
 
-def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, tuple[str, ...]]:
-    """The HTTP method, and the segments of the whole path.
+@attrs.frozen
+class _Target:
+    """A path.
+
+    Attributes:
+        segments: Of the whole path.
+        path: It, percent-encoded.
+        secret: Whether its resource takes or gives secrets.
+    """
+
+    segments: tuple[str, ...]
+    path: bytes
+    secret: bool
+
+    @classmethod
+    def of(cls, segments: tuple[str, ...]) -> _Target:
+        return cls(segments, _path(segments), takes_or_gives_secrets(segments))
+
+
+def _read_target(code: int, values: list[bytes], book: AliasBook | None) -> tuple[str, _Target]:
+    """The HTTP method, and the path.
 
     FETCH stands for POST where that can be observed (docs/extensions.md), else for nothing.
     """
     method = codes.CODE_TO_METHOD.get(code)
     if method is not None:
-        return method, _read_segments(values, book)
+        return method, _target(values, book)
     if code == codes.FETCH:
         with suppress(MappingError):
-            segments = _read_segments(values, book)
-            if segments == _SLIDING_SYNC:
-                return "POST", segments
+            target = _target(values, book)
+            if target.segments == _SLIDING_SYNC:
+                return "POST", target
     raise MappingError(codes.METHOD_NOT_ALLOWED, _UNRECOGNIZED, "Unrecognized request method")
 
 
@@ -248,6 +268,18 @@ def _check_critical(pairs: list[tuple[int, bytes]], sticky: StickyState) -> None
             continue
         if number & 1 and number not in HANDLED_CRITICAL:
             raise MappingError(codes.BAD_OPTION, _UNRECOGNIZED, f"CoAP option {number} is not supported")
+
+
+def _target(values: list[bytes], book: AliasBook | None) -> _Target:
+    if book is None and sum(map(len, values)) <= _SHORT_PATH:
+        return _short_target(tuple(values))
+    return _Target.of(_read_segments(values, book))
+
+
+@lru_cache(maxsize=256)
+def _short_target(values: tuple[bytes, ...]) -> _Target:
+    """The target of a path that may well be that of many requests, such as that of `/sync`."""
+    return _Target.of(_read_segments(list(values), None))
 
 
 def _read_segments(values: list[bytes], book: AliasBook | None) -> tuple[str, ...]:
@@ -327,14 +359,12 @@ def _read_accept(pairs: list[tuple[int, bytes]]) -> int | None:
     return accept
 
 
-def _reply_format(
-    content_format: int, sticky: StickyState, segments: tuple[str, ...] | None = None
-) -> ReplyFormat:
-    """How to write an answer; it is not compressed if it is not known what it answers."""
+def _reply_format(content_format: int, sticky: StickyState, *, secret: bool = True) -> ReplyFormat:
+    """How to write an answer; it is not compressed if it may be secret."""
     if content_format == FORMAT_JSON:
         return ReplyFormat(FORMAT_JSON)
-    may_deflate = segments is not None and not takes_or_gives_secrets(segments)
-    return ReplyFormat(FORMAT_CBOR, sticky.key_version, content_format == FORMAT_CBOR_DEFLATE and may_deflate)
+    deflate = content_format == FORMAT_CBOR_DEFLATE and not secret
+    return ReplyFormat(FORMAT_CBOR, sticky.key_version, deflate)
 
 
 def _error_reply(pairs: list[tuple[int, bytes]], payload: bytes, sticky: StickyState) -> ReplyFormat:

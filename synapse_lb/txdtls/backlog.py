@@ -58,7 +58,9 @@ class Backlog(Generic[T]):
         self._waiting: OrderedDict[Hashable, deque[T]] = OrderedDict()
         self._count = 0
         self._timer: Timer | None = None
-        self._turned = reactor.seconds()  # the end of the last service, or when the timer was set after a pause
+        self._turned = (
+            reactor.seconds()
+        )  # the end of the last service, or when the timer was set after a pause
 
     def __len__(self) -> int:
         """How many items wait."""
