@@ -15,6 +15,12 @@ from synapse_lb.msc3079.errors import CompressionError
 _LEVEL: Final = 6
 """zlib's own choice: level 9 takes twice the time for less than one percent."""
 
+_SMALL: Final = 2048
+_SMALL_WINDOW: Final = 12
+_SMALL_MEMORY: Final = 5
+"""What zlib needs to make the same of so many bytes, a tenth of the memory that it clears for any number of them: a
+window of 4 KiB, and room for 2,048 symbols."""
+
 _MOST_EXPANDED: Final = 4 << 20
 _ALWAYS_EXPANDED: Final = 64 << 10
 _TIMES_EXPANDED: Final = 128
@@ -53,7 +59,10 @@ def most_expanded(size: int) -> int:
 
 def deflate(data: bytes) -> bytes:
     """Compress."""
-    return zlib.compress(data, _LEVEL)
+    if len(data) > _SMALL:
+        return zlib.compress(data, _LEVEL)
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _SMALL_WINDOW, _SMALL_MEMORY)
+    return stream.compress(data) + stream.flush()
 
 
 def inflate(data: bytes, limit: int) -> bytes:

@@ -39,6 +39,7 @@ from synapse_lb.msc3079.options import (
     URI_PATH,
     URI_QUERY,
     OptionPairs,
+    decode_uint,
     encode_uint,
     first,
     first_uint,
@@ -156,19 +157,19 @@ def _decode_request(
 ) -> MatrixRequest:
     note_token(pairs, sticky, limits)
     extension = read_extension(pairs, sticky)
-    key_version = first_uint(pairs, KEY_VERSION)
-    if key_version is not None:
-        sticky.announced_key_version = _check_key_version(key_version)
+    firsts = dict(reversed(pairs))
+    if KEY_VERSION in firsts:
+        sticky.announced_key_version = _check_key_version(decode_uint(firsts[KEY_VERSION]))
     _check_critical(pairs, sticky)
     query_values = _query_values(pairs, extension.book)
     method, target = _read_target(
         code, [value for number, value in pairs if number == URI_PATH], extension.book
     )
     query = _read_query(query_values)
-    accept = _read_accept(pairs)
+    accept = _read_accept(firsts)
     body: Any = NO_BODY
     body_format = FORMAT_CBOR
-    content_format = first_uint(pairs, CONTENT_FORMAT)
+    content_format = decode_uint(firsts[CONTENT_FORMAT]) if CONTENT_FORMAT in firsts else None
     inflated = most_inflated(len(payload), limits.max_inflated)
     if payload and content_format is None and extension.book is not None:
         expanded = most_expanded(len(payload))
@@ -181,7 +182,7 @@ def _decode_request(
         reply = _reply_format(accept or body_format, sticky, secret=target.secret)
     else:
         reply = ReplyFormat(x1=extension.book, secret=target.secret, brief=extension.brief)
-    names_its_user = first(pairs, ACCESS_TOKEN) is None and _NAMES_USER in b"&" + query
+    names_its_user = ACCESS_TOKEN not in firsts and _NAMES_USER in b"&" + query
     return MatrixRequest(method, target.path, query, body, None if names_its_user else sticky.token, reply)
 
 
@@ -348,9 +349,11 @@ def _read_query(values: Sequence[bytes]) -> bytes:
     return "&".join(parts).encode("ascii")
 
 
-def _read_accept(pairs: list[tuple[int, bytes]]) -> int | None:
-    accept = first_uint(pairs, ACCEPT)
-    if accept is not None and accept not in FORMATS:
+def _read_accept(firsts: dict[int, bytes]) -> int | None:
+    if ACCEPT not in firsts:
+        return None
+    accept = decode_uint(firsts[ACCEPT])
+    if accept not in FORMATS:
         raise MappingError(
             codes.NOT_ACCEPTABLE,
             _INVALID_PARAM,

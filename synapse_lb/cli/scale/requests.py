@@ -170,10 +170,10 @@ class RequestBench:
     async def _take(self, work: Callable[[], Awaitable[Any]], count: int) -> float:
         """Seconds of the server's processor time for one of so many, one after another."""
         process = self._place.process
-        before = process.cpu()
+        before = process.finely()
         for _ in range(count):
             await work()
-        return (process.cpu() - before) / count
+        return (process.finely() - before) / count
 
     async def _over_coap(self, method: str, path: str, token: str | None = None, body: Any = None) -> Any:
         arguments = {} if body is None else {"body": body}
