@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.txdtls.backlog import AT_ONCE, ROUNDS, SHORTEST, Backlog
+from synapse_lb.txdtls.backlog import AT_ONCE, FEW, MANY, ROUNDS, SHORTEST, Backlog
 from synapse_lb.txdtls.options import ServerCounters, ServerOptions
 from tests.txdtls.support import NetworkTestCase
 
@@ -42,6 +42,40 @@ class BacklogTests(SynchronousTestCase):
         self.assertEqual(self.counters.datagrams_deferred, 0)
         self.clock.advance(0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_timer_for_a_few(self) -> None:
+        self.flood("a", FEW)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.flood("a", 1)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(0)
+        self.flood("a", FEW)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_is_noted_of_associations_is_bounded(self) -> None:
+        for number in range(3 * MANY):
+            self.flood(str(number), 1)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(0)
+        self.flood("1", AT_ONCE)
+        self.assertEqual(len(self.backlog), 0)
+
+    def test_after_quiet_turns_a_burst_is_served_but_for_a_few(self) -> None:
+        for number in range(FEW):
+            self.flood("a", 1, start=number)
+            self.clock.advance(0)
+        self.flood("a", AT_ONCE, start=FEW)
+        self.assertEqual((len(self.served), len(self.backlog)), (AT_ONCE, FEW))
+        self.clock.advance(0)
+        self.assertEqual(self.served, [("a", number) for number in range(AT_ONCE + FEW)])
+
+    def test_a_pause_is_no_long_turn(self) -> None:
+        """Those who wait after it are not given as long as it was."""
+        self.clock.advance(3600)
+        self.flood("a", AT_ONCE + 50)
+        self.also = lambda: self.pass_time(SHORTEST)
+        self.one_turn()
+        self.assertEqual(len(self.served), AT_ONCE + 1)
 
     def test_a_quiet_one_does_not_wait_for_a_flood(self) -> None:
         self.flood("a", AT_ONCE + 15)
