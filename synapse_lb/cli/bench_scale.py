@@ -58,8 +58,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--span", type=float, default=60.0, metavar="S", help="of idleness (60)")
     parser.add_argument("--messages", type=int, default=5, metavar="N", help="that are pushed (5)")
-    parser.add_argument("--requests", type=int, default=200, metavar="N", help="of a block (200)")
-    parser.add_argument("--blocks", type=int, default=7, metavar="N", help="of each kind (7)")
+    parser.add_argument("--requests", type=int, default=50, metavar="N", help="of a block (50)")
+    parser.add_argument("--blocks", type=int, default=31, metavar="N", help="of each kind (31)")
     parser.add_argument(
         "--profile", metavar="FILE", help="write a profile of the server in the crowd's last push"
     )
