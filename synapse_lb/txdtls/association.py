@@ -301,8 +301,6 @@ class Association:
         self._now = now
         if self._unread:
             self._collect()
-        if not self._outgoing:
-            return []
         outgoing, self._outgoing = self._outgoing, []
         if self._end_may_be_lost(outgoing):
             outgoing = [*self._flights.again(now, self._seal_again), *outgoing]
