@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Many values at once: those of one key of many maps are a column, which is written by few steps of C.
 
-In the loop of `cbor_encoder` each value costs some steps of Python's interpreter. Where there are many values side by
-side - the events of all rooms of a sync - they are sorted by type and, maps, by their keys; then the values of each key
-are taken together, whatever map they are from, and written in the same way: texts by one `join`, one `encode` and a look
-at their lengths, maps by the columns of their values, arrays as one array of all their items, which is divided
-afterwards. At last the pieces of each row are joined.
+In the loop of `cbor_encoder` each value costs some steps of Python's interpreter. Where there are many values side
+by side - the events of all rooms of a sync - they are sorted by type and, maps, by their keys; then the values of
+each key are taken together, whatever map they are from, and written in the same way: texts by one `join`, one
+`encode` and a look at their lengths, maps by the columns of their values, arrays as one array of all their items,
+which is divided afterwards. At last the pieces of each row are joined.
 
-Each value is in at most `DEEPEST` columns, one in another, and then written by the loop. So what is written is copied so
-often at most, and recursion ends. Columns of few values are left to the loop, so that each column costs less than its
-values do there, whatever a peer chooses.
+Each value is in at most `DEEPEST` columns, one in another, and then written by the loop. So what is written is copied
+so often at most, and recursion ends. Columns of few values are left to the loop, so that no column costs much more
+than its values do there, whatever a peer chooses.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from __future__ import annotations
 import re
 import struct
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, repeat
 from operator import add, itemgetter
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from synapse_lb.msc3079.cbor_scalars import (
     CONSTANTS,
@@ -38,6 +39,7 @@ from synapse_lb.msc3079.cbor_scalars import (
 from synapse_lb.msc3079.cbor_shapes import (
     SHORT,
     Plan,
+    Shape,
     Shapes,
     map_head,
     names_something,
@@ -51,7 +53,7 @@ DEEPEST: Final = 12
 """Columns, one in another; the events of a sync are in the fifth, and have four more."""
 
 ALIKE: Final = 12
-"""Maps with the same keys below which, among others, they are written by the loop: there are few values in each column."""
+"""Maps with the same keys below which, among others, they are written by the loop: each of their columns is short."""
 
 WIDEST: Final = 4096
 """Items of several arrays or maps that become one column; more become several."""
@@ -154,7 +156,10 @@ class Columns(Scalars, ABC):
         longest = max(lengths)
         if longest >= SHORT:
             return [map(text_head, lengths), texts]
-        return [TEXT_HEADS[longest] if min(lengths) == longest else map(TEXT_HEADS.__getitem__, lengths), texts]
+        return [
+            TEXT_HEADS[longest] if min(lengths) == longest else map(TEXT_HEADS.__getitem__, lengths),
+            texts,
+        ]
 
     def _integers(self, integers: list[int], depth: int) -> Parts:
         least, most = min(integers), max(integers)
@@ -166,7 +171,9 @@ class Columns(Scalars, ABC):
             return [_LONG, _EIGHT(written(struct.pack(f">{len(integers)}Q", *integers)))]
         if least >= SHORT:
             wide = map(WIDE.__getitem__, map(int.bit_length, integers))
-            return [[form(initial, value).decode("latin-1") for value, (initial, form) in _pairs(integers, wide)]]
+            return [
+                [form(initial, value).decode("latin-1") for value, (initial, form) in _pairs(integers, wide)]
+            ]
         large = self._large
         return [[SMALL[value] if value < SHORT else large(value) for value in integers]]
 
@@ -177,14 +184,21 @@ class Columns(Scalars, ABC):
         if sum(lengths) > WIDEST and len(arrays) > 1:
             return list(chain.from_iterable(self._arrays(some, depth) for some in _portions(arrays, lengths)))
         items = iter(self._column(list(chain.from_iterable(arrays)), depth + 1))
-        return [array_head(length) + "".join(islice(items, length)) if length else EMPTY_ARRAY for length in lengths]
+        return [
+            array_head(length) + "".join(islice(items, length)) if length else EMPTY_ARRAY
+            for length in lengths
+        ]
 
     def _maps(self, maps: list[dict[Any, Any]], depth: int) -> Parts:
         shapes = list(map(tuple, maps))
-        kept = self._shapes.plans.get
         if shapes.count(shapes[0]) == len(shapes):
-            return self._alike(kept(shapes[0]) or self._first_plan(maps[0]), maps, depth)
-        plans = [kept(shape) or self._first_plan(items) for shape, items in _pairs(shapes, maps)]
+            return self._alike(self._some_plan(shapes[0], len(shapes)), maps, depth)
+        found = list(map(self._shapes.plans.get, shapes))
+        if None in found:
+            others = {shape: self._some_plan(shape, count) for shape, count in Counter(shapes).items()}
+            plans = [others[shape] for shape in shapes]
+        else:
+            plans = cast("list[Plan]", found)
         groups: dict[Plan, list[dict[Any, Any]]] = {}
         for plan, items in _pairs(plans, maps):
             if plan in groups:
@@ -202,14 +216,16 @@ class Columns(Scalars, ABC):
         }
         return [map(next, map(sources.__getitem__, plans))]
 
-    def _first_plan(self, items: dict[Any, Any]) -> Plan:
-        """The plan of a map that had none when its column was begun."""
-        if names_something(items):
+    def _some_plan(self, shape: Shape, count: int) -> Plan:
+        """The plan of so many maps; a new one is made for many."""
+        plan = self._shapes.plans.get(shape)
+        if plan is not None:
+            return plan
+        if names_something(shape):
             return _NAMED
-        shape = tuple(items)
-        if not shape or any(type(key) is not str for key in shape):
+        if not shape or count < ALIKE or any(type(key) is not str for key in shape):
             return _OTHERS
-        return self._shapes.plans.get(shape) or self._shapes.plan(shape, self._utf8)
+        return self._shapes.plan(shape, self._utf8)
 
     def _alike(self, plan: Plan, maps: list[dict[Any, Any]], depth: int) -> Parts:
         """Maps with one plan."""
@@ -276,7 +292,7 @@ def _rows(parts: Parts, count: int) -> list[str]:
         return ["".join(common)] * count
     if common:
         columns.append(repeat("".join(common)))
-    return list(map("".join, zip(*columns))) if len(columns) > 1 else list(columns[0])
+    return list(map("".join, _pairs(*columns))) if len(columns) > 1 else list(columns[0])
 
 
 def _portions(items: list[Any], lengths: list[int]) -> Iterator[list[Any]]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """Texts and numbers as CBOR (RFC 8949 section 3), and the built-in values that stand for others.
 
-What is written is text in which each character stands for one byte: most of a body is ASCII and goes there as it is, and
-the whole is encoded once. That takes a third less time than to encode each piece.
+What is written is text in which each character stands for one byte: most of a body is ASCII and goes there as it is,
+and the whole is encoded once. That takes a third less time than to encode each piece.
 """
 
 from __future__ import annotations

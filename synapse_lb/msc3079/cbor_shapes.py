@@ -133,7 +133,9 @@ class Shapes:
     def have_no_integers(self, names: Collection[Any]) -> bool:
         """Whether keys are ASCII, each of them, and none has an encoding of its own."""
         return (
-            set(map(type, names)) <= {str} and "".join(names).isascii() and self._keys.keys().isdisjoint(names)
+            set(map(type, names)) <= {str}
+            and "".join(names).isascii()
+            and self._keys.keys().isdisjoint(names)
         )
 
     def sorted_names(self, names: Iterable[str]) -> list[str]:

@@ -17,8 +17,34 @@ _MESSAGES: Final = 20
 _PEOPLE: Final = 200
 _SERVERS: Final = ("example.org", "matrix.example.com", "chat.example.net")
 _BASE64: Final = string.ascii_letters + string.digits + "-_"
-_ENGLISH: Final = "the server was down for an hour and nobody noticed until lunch so please look at the logs first".split()
-_RUSSIAN: Final = "сервер не отвечал целый час и никто этого не заметил до обеда посмотрите пожалуйста сначала журнал".split()
+_ENGLISH: Final = (
+    "the",
+    "server",
+    "was",
+    "down",
+    "for",
+    "an",
+    "hour",
+    "and",
+    "nobody",
+    "noticed",
+    "until",
+    "lunch",
+)
+_RUSSIAN: Final = (
+    "сервер",
+    "не",
+    "отвечал",
+    "целый",
+    "час",
+    "и",
+    "никто",
+    "этого",
+    "не",
+    "заметил",
+    "до",
+    "обеда",
+)
 _EMOJI: Final = ("👍", "❤️", "😂", "🎉", "👀", "🚀")
 
 
@@ -68,7 +94,9 @@ class Writer:
         return "$" + self._letters(43)
 
     def _text(self) -> str:
-        words = self._pen.choices(_RUSSIAN if self._pen.random() < 1 / 3 else _ENGLISH, k=self._pen.randrange(1, 25))
+        words = self._pen.choices(
+            _RUSSIAN if self._pen.random() < 1 / 3 else _ENGLISH, k=self._pen.randrange(1, 25)
+        )
         if self._pen.random() < 0.1:
             words.append(self._pen.choice(_EMOJI))
         return " ".join(words)
@@ -106,7 +134,11 @@ class Writer:
         for _ in range(_MESSAGES):
             timeline.append(self._event(*pen.choice(self._messages)(timeline)))
         return {
-            "timeline": {"events": timeline, "prev_batch": f"t{pen.randrange(1000)}-{pen.randrange(10**7)}", "limited": True},
+            "timeline": {
+                "events": timeline,
+                "prev_batch": f"t{pen.randrange(1000)}-{pen.randrange(10**7)}",
+                "limited": True,
+            },
             "state": {"events": [*self._settings(members), *map(self._member, members)]},
             "account_data": {"events": [{"type": "m.fully_read", "content": {"event_id": self._event_id()}}]},
             "ephemeral": {"events": [self._receipts(timeline, members)]},
@@ -143,11 +175,17 @@ class Writer:
             self._state("m.room.name", {"name": self._text()[:40]}, before={"name": "Empty room"}),
             self._state("m.room.topic", {"topic": self._text()}),
             self._state("m.room.avatar", {"url": self._media()}),
-            self._state("m.room.canonical_alias", {"alias": f"#{self._letters(8)}:{_SERVERS[0]}", "alt_aliases": []}),
+            self._state(
+                "m.room.canonical_alias", {"alias": f"#{self._letters(8)}:{_SERVERS[0]}", "alt_aliases": []}
+            ),
         ]
 
     def _member(self, person: str) -> Event:
-        content: dict[str, Any] = {"membership": "join", "displayname": self._name(), "avatar_url": self._media()}
+        content: dict[str, Any] = {
+            "membership": "join",
+            "displayname": self._name(),
+            "avatar_url": self._media(),
+        }
         if self._pen.random() < 0.3:
             content["avatar_url"] = None
         before = {"membership": "invite", "displayname": self._name()} if self._pen.random() < 0.4 else None
@@ -160,7 +198,9 @@ class Writer:
         return {"invite_state": {"events": [{key: event[key] for key in stripped} for event in events]}}
 
     def _name(self) -> str:
-        return " ".join(word.title() for word in self._pen.choices(self._pen.choice((_ENGLISH, _ENGLISH, _RUSSIAN)), k=2))
+        return " ".join(
+            word.title() for word in self._pen.choices(self._pen.choice((_ENGLISH, _ENGLISH, _RUSSIAN)), k=2)
+        )
 
     def _media(self) -> str:
         return f"mxc://{self._pen.choice(_SERVERS)}/{self._letters(24)}"
@@ -199,12 +239,20 @@ class Writer:
         }
 
     def _reaction(self, timeline: list[Event]) -> tuple[str, Any]:
-        relation = {"rel_type": "m.annotation", "event_id": self._earlier(timeline), "key": self._pen.choice(_EMOJI)}
+        relation = {
+            "rel_type": "m.annotation",
+            "event_id": self._earlier(timeline),
+            "key": self._pen.choice(_EMOJI),
+        }
         return "m.reaction", {"m.relates_to": relation}
 
     def _reply(self, timeline: list[Event]) -> tuple[str, Any]:
         relation = {"m.in_reply_to": {"event_id": self._earlier(timeline)}}
-        return "m.room.message", {"msgtype": "m.text", "body": f"> {self._text()}\n\n{self._text()}", "m.relates_to": relation}
+        return "m.room.message", {
+            "msgtype": "m.text",
+            "body": f"> {self._text()}\n\n{self._text()}",
+            "m.relates_to": relation,
+        }
 
     def _threaded(self, timeline: list[Event]) -> tuple[str, Any]:
         relation = {
@@ -252,7 +300,11 @@ class Writer:
                 "default": True,
                 "enabled": number % 5 != 0,
                 "conditions": [{"kind": "event_match", "key": "type", "pattern": "m.room.message"}],
-                "actions": ["notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight", "value": False}],
+                "actions": [
+                    "notify",
+                    {"set_tweak": "sound", "value": "default"},
+                    {"set_tweak": "highlight", "value": False},
+                ],
             }
             for number in range(25)
         ]
@@ -261,13 +313,23 @@ class Writer:
         return [
             {"type": "m.push_rules", "content": {"global": sections, "device": {}}},
             {"type": "m.direct", "content": direct},
-            {"type": "m.ignored_user_list", "content": {"ignored_users": {person: {} for person in self._people[:5]}}},
+            {
+                "type": "m.ignored_user_list",
+                "content": {"ignored_users": {person: {} for person in self._people[:5]}},
+            },
             {"type": "im.vector.setting.breadcrumbs", "content": {"recent_rooms": list(direct)}},
-            {"type": "io.element.recent_emoji", "content": {"recent_emoji": [[emoji, 3] for emoji in _EMOJI]}},
+            {
+                "type": "io.element.recent_emoji",
+                "content": {"recent_emoji": [[emoji, 3] for emoji in _EMOJI]},
+            },
         ]
 
     def _presence(self, person: str) -> Event:
-        content = {"presence": "online", "last_active_ago": self._pen.randrange(10**7), "currently_active": True}
+        content = {
+            "presence": "online",
+            "last_active_ago": self._pen.randrange(10**7),
+            "currently_active": True,
+        }
         return {"type": "m.presence", "sender": person, "content": content}
 
 
