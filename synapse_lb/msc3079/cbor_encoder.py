@@ -33,7 +33,7 @@ from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 MAX_ENCODE_DEPTH: Final = 100_000
 """Levels at which an encoder gives up: nothing parsed from JSON is so deep, but a cycle is."""
 
-MANY: Final = 40
+MANY: Final = 48
 """Items from which on an array is written by columns: below, that takes longer than to write one after another."""
 
 MANY_NAMED: Final = 6
