@@ -113,9 +113,9 @@ HOSTILE: Final[dict[str, Callable[[int], Any]]] = {
     "deep, among identifiers": lambda n: nested(
         n // MANY, lambda inner: {f"!{number}": inner if number == 7 else {} for number in range(MANY)}
     ),
-    "deep rows": lambda n: [nested(50, lambda inner: {"a": [inner]}) for _ in range(n // 50)],
+    "deep rows": lambda n: [nested(50, lambda inner: {"a": [inner]}) for _ in range(n // 40)],
     "deep rows of other types": lambda n: [
-        nested(20, lambda inner: [inner, {"a": 1}, None, "x", 10**6, 1.5, True]) for _ in range(n // 100)
+        nested(20, lambda inner: [inner, {"a": 1}, None, "x", 10**6, 1.5, True]) for _ in range(n // 40)
     ],
     "wide": lambda n: [{f"k{number}": [number] for number in range(60)} for _ in range(n // 60)],
     "too wide for a plan": lambda n: [
