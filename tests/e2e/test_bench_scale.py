@@ -70,7 +70,9 @@ class BenchScaleTests(SynchronousTestCase):
         self.assertEqual(finished.returncode, 0, finished.stderr)
         rows = [line.split("|")[1:-1] for line in finished.stdout.splitlines() if line.startswith("| ")]
         self.assertEqual([len(row) for row in rows], [6] * 4)
-        self.assertEqual([row[0].strip() for row in rows[2:]], ["messages, 50 rooms", "all that rooms have, 30 rooms"])
+        self.assertEqual(
+            [row[0].strip() for row in rows[2:]], ["messages, 50 rooms", "all that rooms have, 30 rooms"]
+        )
         self.assertNotIn("starting Synapse", finished.stderr)
 
     def test_arguments(self) -> None:

@@ -82,7 +82,9 @@ def cbor_body(data: bytes) -> None:
         again = cbor.encode(decoded.value, version)
         assert same(cbor.decode(again).value, decoded.value)
         with thresholds(1, widest=4):
-            assert cbor.encode(decoded.value, version) == again, "columns that write something else than the loop"
+            assert cbor.encode(decoded.value, version) == again, (
+                "columns that write something else than the loop"
+            )
 
 
 def x1_body(data: bytes) -> None:

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.msc3079.cbor_columns import ALIKE, DEEPEST, WIDEST, Columns
 from synapse_lb.msc3079.cbor_encoder import MANY, MANY_NAMED, Encoder, encode
-from synapse_lb.msc3079.cbor_shapes import SHAPES
+from synapse_lb.msc3079.cbor_shapes import MAX_SHAPES, SHAPES, Plan, Shapes
 from synapse_lb.msc3079.errors import CborError
 from tests.msc3079.columns import by_loop
 
@@ -23,23 +23,24 @@ class Spy:
     Attributes:
         columns: Columns.
         values: Values in them.
-        deepest: Frames of Python, one in another.
+        widest: Values in one of them at most.
     """
 
     def __init__(self, test: SynchronousTestCase) -> None:
         self.columns = 0
         self.values = 0
-        self.deepest = 0
+        self.widest = 0
         self._test = test
 
     def encode(self, value: Any) -> bytes:
         """Encode, and count."""
-        self.columns = self.values = 0
+        self.columns = self.values = self.widest = 0
         parts, each = Columns._parts, Encoder._each
 
         def spied_parts(encoder: Columns, values: list[Any], depth: int) -> Any:
             self.columns += 1
             self.values += len(values)
+            self.widest = max(self.widest, len(values))
             return parts(encoder, values, depth)
 
         def spied_each(encoder: Encoder, values: list[Any], depth: int) -> list[str]:
@@ -149,6 +150,25 @@ class WorkTests(SynchronousTestCase):
             self.assertLessEqual(done[1][0], 2.2 * done[0][0], name)
             self.assertLessEqual(done[1][1], 2.2 * done[0][1], name)
 
+    def test_plans_are_made_once(self) -> None:
+        """Also where there are more sets of keys in a body than are kept."""
+        made = 0
+        plan = Shapes.plan
+
+        def counted(shapes: Shapes, shape: Any, utf8: Any) -> Plan:
+            nonlocal made
+            made += 1
+            return plan(shapes, shape, utf8)
+
+        self.patch(Shapes, "plan", counted)
+        SHAPES[1, True].plans.clear()
+        count = 2 * MAX_SHAPES
+        encode([{f"k{number}": number, "type": "x"} for number in range(count)], 1)
+        self.assertEqual(made, count)
+        made = 0
+        encode([{f"k{number // ALIKE}": number, "": "x"} for number in range(count)], 1)
+        self.assertEqual(made, -(-count // ALIKE))
+
     def test_same_bytes(self) -> None:
         for name, make in HOSTILE.items():
             value = make(3000)
@@ -207,6 +227,19 @@ class ThresholdTests(SynchronousTestCase):
         }
         room = {"timeline": {"events": [event, event], "limited": False}, "state": {"events": []}}
         self.assertEqual(self.columns({"rooms": {"join": {"!a": room, "!b": room, "!c": room}}}), 0)
+
+    def test_wide_columns_are_divided(self) -> None:
+        """Items of several arrays or maps are `WIDEST` together at most."""
+        spy = Spy(self)
+        rows = WIDEST // 4
+        for value in (
+            [[0] * 100 for _ in range(rows)],
+            [{f"!{row}/{number}": 0 for number in range(100)} for row in range(rows)],
+            [{"a": [[0] * 10] * 10} for _ in range(rows)],
+        ):
+            spy.encode(value)
+            self.assertLessEqual(spy.widest, WIDEST)
+            self.assertGreaterEqual(spy.widest, WIDEST - 100)
 
     def test_deep_columns_end(self) -> None:
         """What is deeper than `DEEPEST` is in no further column."""
