@@ -211,6 +211,10 @@ class KindTests(SynchronousTestCase):
                 self.assertEqual(outcome(value, way), by_loop(value, way))
                 self.assertEqual(outcome(value, way), outcome(plain, way))
 
+    def test_keys_that_become_the_same_text(self) -> None:
+        value = [{f"!{number}": number, 5: "a", "5": "b"} for number in range(MANY)]
+        self.assertEqual(encode(value), encode([{f"!{number}": number, "5": "b"} for number in range(MANY)]))
+
     def test_keys_that_are_equal_and_not_the_same(self) -> None:
         value: list[Any] = [{1: "a"}, {True: "b"}, {"1": "c"}, {1.0: "d"}]
         self.assertEqual(encode(value[:3] * MANY), encode([{"1": "a"}, {"true": "b"}, {"1": "c"}] * MANY))

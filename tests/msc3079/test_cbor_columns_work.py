@@ -24,17 +24,19 @@ class Spy:
         columns: Columns.
         values: Values in them.
         widest: Values in one of them at most.
+        left: Values that were left to the loop.
     """
 
     def __init__(self, test: SynchronousTestCase) -> None:
         self.columns = 0
         self.values = 0
         self.widest = 0
+        self.left = 0
         self._test = test
 
     def encode(self, value: Any) -> bytes:
         """Encode, and count."""
-        self.columns = self.values = self.widest = 0
+        self.columns = self.values = self.widest = self.left = 0
         parts, each = Columns._parts, Encoder._each
 
         def spied_parts(encoder: Columns, values: list[Any], depth: int) -> Any:
@@ -46,6 +48,7 @@ class Spy:
         def spied_each(encoder: Encoder, values: list[Any], depth: int) -> list[str]:
             self.columns += 1
             self.values += len(values)
+            self.left += len(values)
             return each(encoder, values, depth)
 
         undo = [
@@ -115,6 +118,7 @@ HOSTILE: Final[dict[str, Callable[[int], Any]]] = {
         n // MANY, lambda inner: {f"!{number}": inner if number == 7 else {} for number in range(MANY)}
     ),
     "deep rows": lambda n: [nested(50, lambda inner: {"a": [inner]}) for _ in range(n // 40)],
+    "deep rows of maps": lambda n: [nested(100, lambda inner: {"a": inner}) for _ in range(n // 40)],
     "deep rows of other types": lambda n: [
         nested(20, lambda inner: [inner, {"a": 1}, None, "x", 10**6, 1.5, True]) for _ in range(n // 40)
     ],
@@ -218,6 +222,14 @@ class ThresholdTests(SynchronousTestCase):
             value = {"rooms": {"join": {f"!{number}": {"a": 1} for number in range(count)}}}
             self.assertEqual(self.columns(value) > 0, expected)
         self.assertEqual(self.columns({f"k{number}": {"a": 1} for number in range(MANY_NAMED)}), 0)
+
+    def test_maps_with_identifiers_in_columns(self) -> None:
+        """Receipts: no map has the keys of another, and yet nothing of them is left to the loop."""
+        spy = Spy(self)
+        spy.encode([{f"${number}": {"m.read": {f"@{number}": {"ts": number}}}} for number in range(MANY)])
+        self.assertEqual(spy.left, 0)
+        spy.encode([{f"k{number}": number} for number in range(MANY)])
+        self.assertEqual(spy.left, MANY)
 
     def test_a_sync_with_little_in_it(self) -> None:
         event = {
