@@ -275,6 +275,12 @@ class PlansTests(SynchronousTestCase):
             encode([{f"!{number}é": {f"@{number}": 1, "#": 2, "+x": 3}} for number in range(count)])
         self.assertEqual(len(self.plans), 0)
 
+    def test_identifiers_beside_keys_of_the_table(self) -> None:
+        before = dict(SHAPES[1, True].plans)
+        for number in range(MANY):
+            encode({f"!{number}": 1, "type": 2}, 1)
+        self.assertEqual(SHAPES[1, True].plans, before)
+
     def test_others_are_kept(self) -> None:
         encode([{"a": number, "b": 1} for number in range(MANY)])
         encode([{f"k{number}": 1} for number in range(MANY)])
