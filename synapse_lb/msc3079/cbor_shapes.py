@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from operator import itemgetter
 from typing import Any, Final
 
@@ -43,6 +43,8 @@ def written(data: bytes) -> str:
     return data.decode("latin-1")
 
 
+_MAP_HEADS: Final = tuple(written(head(MAP, length)) for length in range(SHORT))
+
 Shape = tuple[Any, ...]
 """The keys of a map, in its own order."""
 
@@ -55,24 +57,40 @@ MAX_SHAPE_CHARACTERS: Final = 2048
 """Bounds of what `Shapes` keeps: 1,024 shapes of so many keys with so many characters, 10 MB at the worst."""
 
 
-@attrs.frozen
+_SIGILS: Final = frozenset("!$@#+")
+
+
+def names_something(shape: Iterable[Any]) -> bool:
+    """Whether the keys of a map seem to be identifiers of rooms, events, users, so that hardly another map has them."""
+    key = next(iter(shape), None)
+    return type(key) is str and key[:1] in _SIGILS
+
+
+def map_head(length: int) -> str:
+    """The head of a map of so many pairs."""
+    return _MAP_HEADS[length] if length < SHORT else written(head(MAP, length))
+
+
+@attrs.frozen(eq=False)
 class Plan:
     """How maps with the same keys are written.
 
     Attributes:
         keys: What stands before each value, in the order of writing; the first begins with the map's head.
+        names: The keys as they are in the map, in that order.
         values: Takes the values in that order.
     """
 
     keys: tuple[str, ...]
+    names: tuple[str, ...]
     values: Values
 
 
 class Shapes:
     """The plans of maps that were written before: most maps of Matrix have the keys of some other one.
 
-    When there are `MAX_SHAPES`, all are forgotten. Maps with many or long keys, or keys that are not ASCII, are not
-    kept.
+    When there are `MAX_SHAPES`, all are forgotten. Those of maps with many or long keys, or keys that are not ASCII or
+    identifiers, are not kept.
 
     Args:
         keys: The keys that have an encoding of their own.
@@ -101,16 +119,32 @@ class Shapes:
         if self._canonical:
             entries.sort(key=_key_order)
         first, *others = (written(encoded) for encoded, _ in entries)
-        names = [key for _, key in entries]
+        names = tuple(key for _, key in entries)
         values: Values = itemgetter(*names) if others else dict.values  # itemgetter of one gives no tuple
-        plan = Plan((written(head(MAP, len(shape))) + first, *others), values)
-        if len(shape) <= MAX_SHAPE_KEYS:
+        plan = Plan((map_head(len(shape)) + first, *others), names, values)
+        if len(shape) <= MAX_SHAPE_KEYS and not names_something(shape):
             together = "".join(shape)
             if len(together) <= MAX_SHAPE_CHARACTERS and together.isascii():
                 if len(self.plans) >= MAX_SHAPES:
                     self.plans.clear()
                 self.plans[shape] = plan
         return plan
+
+    def have_no_integers(self, names: Collection[Any]) -> bool:
+        """Whether keys are ASCII, each of them, and none has an encoding of its own."""
+        return (
+            set(map(type, names)) <= {str}
+            and "".join(names).isascii()
+            and self._keys.keys().isdisjoint(names)
+        )
+
+    def sorted_names(self, names: Iterable[str]) -> list[str]:
+        """The keys of a map in the order of writing, if they are such."""
+        ordered = list(names)
+        if self._canonical and len(ordered) > 1:
+            ordered.sort()
+            ordered.sort(key=len)
+        return ordered
 
 
 def _key_order(item: tuple[bytes, Any]) -> tuple[int, bytes]:

@@ -59,8 +59,21 @@ class BenchScaleTests(SynchronousTestCase):
             self.assertGreater(cost["ratio"], 0)
         self.assertGreater(value["handshakes"]["full"], 0)
         self.assertEqual(value["junk"]["lost"], 0)
-        writing = value["writing"]
-        self.assertTrue(0.4 < writing["cbor_bytes"] / writing["json_bytes"] < 0.8, writing)
+        self.assertEqual(len(value["writing"]), 2)
+        for body in value["writing"]:
+            self.assertTrue(0.4 < body["cbor_bytes"] / body["json_bytes"] < 0.8, body)
+            self.assertAlmostEqual(body["ratio"], body["cbor"] / body["json"])
+
+    def test_bodies_as_tables(self) -> None:
+        """Without Synapse: a row for each body."""
+        finished = self.run_bench("--parts", "bodies")
+        self.assertEqual(finished.returncode, 0, finished.stderr)
+        rows = [line.split("|")[1:-1] for line in finished.stdout.splitlines() if line.startswith("| ")]
+        self.assertEqual([len(row) for row in rows], [6] * 4)
+        self.assertEqual(
+            [row[0].strip() for row in rows[2:]], ["messages, 50 rooms", "all that rooms have, 30 rooms"]
+        )
+        self.assertNotIn("starting Synapse", finished.stderr)
 
     def test_arguments(self) -> None:
         """What makes no sense, or cannot be, is said before anything is started."""

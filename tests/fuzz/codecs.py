@@ -34,6 +34,7 @@ from synapse_lb.msc3079.x1 import (
 from synapse_lb.msc3079.x1.aliases import MAX_ALIASES
 from synapse_lb.txdtls import compact, forms, records
 from tests.fuzz.tape import Tape
+from tests.msc3079.columns import thresholds
 
 
 def coap_message(data: bytes) -> None:
@@ -80,6 +81,10 @@ def cbor_body(data: bytes) -> None:
     for version in (None, 1):
         again = cbor.encode(decoded.value, version)
         assert same(cbor.decode(again).value, decoded.value)
+        with thresholds(1, widest=4):
+            assert cbor.encode(decoded.value, version) == again, (
+                "columns that write something else than the loop"
+            )
 
 
 def x1_body(data: bytes) -> None:

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import math
-from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -19,37 +17,9 @@ from synapse_lb.msc3079.cbor import MAX_INTEGER, MIN_INTEGER, decode, encode
 from synapse_lb.msc3079.cbor_shapes import MAX_SHAPE_CHARACTERS, MAX_SHAPE_KEYS, MAX_SHAPES, SHAPES
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.keys_v1 import KEY_TO_INTEGER
+from tests.msc3079.odd_values import Frozen, Level, Membership, Name
 from tests.msc3079.strategies import JSON_VALUES, PROPERTY, same, settled
 from tests.msc3079.vectors import ERROR, ERROR_CBOR, MESSAGE, MESSAGE_CBOR
-
-
-class Frozen(Mapping[str, Any]):
-    """A mapping that is no dict, as immutabledict and Synapse's JsonObject are."""
-
-    def __init__(self, **items: Any) -> None:
-        self._items = items
-
-    def __getitem__(self, key: str) -> Any:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-
-class Membership(str, enum.Enum):
-    JOIN = "join"
-
-
-class Level(enum.IntEnum):
-    ADMIN = 100
-
-
-class Name(str):
-    def __str__(self) -> str:
-        return "something else"
 
 
 class CanonicalTests(SynchronousTestCase):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""What it costs to write the body of a large `/sync`: CBOR with integer keys against Synapse's JSON."""
+"""What it costs to write the bodies of large `/sync`s: CBOR with integer keys against Synapse's JSON."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import attrs
 
+from synapse_lb.cli.scale.varied import varied_sync
 from synapse_lb.msc3079 import cbor
 from synapse_lb.msc3079.keys_v1 import KEY_VERSION_1
 
@@ -28,12 +29,14 @@ class Writing:
     """Seconds of processor time to write one body, the least of several.
 
     Attributes:
+        name: what is in it.
         json_bytes: its bytes in JSON.
         cbor_bytes: its bytes in CBOR.
         json: to write it as JSON, as Synapse does.
         cbor: to write it as CBOR.
     """
 
+    name: str
     json_bytes: int
     cbor_bytes: int
     json: float
@@ -45,21 +48,24 @@ class Writing:
         return self.cbor / self.json
 
 
-def measure() -> Writing:
-    """Measure both in this process, in turns."""
-    body = large_sync(random.Random(3079))
+def measure() -> list[Writing]:
+    """Measure in this process: for each body, both in turns."""
+    return [_measure(name, make(random.Random(3079))) for name, make in _BODIES.items()]
+
+
+def _measure(name: str, body: dict[str, Any]) -> Writing:
     ways: dict[str, Callable[[], bytes]] = {
         "json": lambda: _JSON.encode(body).encode(),
         "cbor": lambda: cbor.encode(body, KEY_VERSION_1, lossy=True),
     }
-    sizes = {name: len(write()) for name, write in ways.items()}
+    sizes = {way: len(write()) for way, write in ways.items()}
     least = dict.fromkeys(ways, float("inf"))
     for _ in range(_ROUNDS):
-        for name, write in ways.items():
+        for way, write in ways.items():
             began = time.process_time()
             write()
-            least[name] = min(least[name], time.process_time() - began)
-    return Writing(sizes["json"], sizes["cbor"], least["json"], least["cbor"])
+            least[way] = min(least[way], time.process_time() - began)
+    return Writing(name, sizes["json"], sizes["cbor"], least["json"], least["cbor"])
 
 
 def large_sync(pen: random.Random) -> dict[str, Any]:
@@ -90,3 +96,9 @@ def _event(pen: random.Random, number: int) -> dict[str, Any]:
         "origin_server_ts": _BEGAN + number,
         "unsigned": {"age": number},
     }
+
+
+_BODIES: Final[dict[str, Callable[[random.Random], dict[str, Any]]]] = {
+    "messages, 50 rooms": large_sync,
+    "all that rooms have, 30 rooms": varied_sync,
+}

@@ -28,7 +28,7 @@ class Results:
         costs: requests.
         handshakes: the handshakes.
         junk: what belongs to nobody.
-        writing: large bodies.
+        writing: large bodies, each.
     """
 
     conditions: dict[str, Any]
@@ -37,7 +37,7 @@ class Results:
     costs: list[Cost] = attrs.field(factory=list)
     handshakes: Handshakes | None = None
     junk: Junk | None = None
-    writing: Writing | None = None
+    writing: list[Writing] = attrs.field(factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """As one JSON object; times in seconds, memory in bytes."""
@@ -45,6 +45,7 @@ class Results:
             "bench": "scale",
             **attrs.asdict(self),
             "costs": [{**attrs.asdict(cost), "ratio": cost.ratio} for cost in self.costs],
+            "writing": [{**attrs.asdict(body), "ratio": body.ratio} for body in self.writing],
         }
 
     def as_text(self) -> str:
@@ -56,7 +57,7 @@ class Results:
             parts.append(_requests(self.costs))
         if self.handshakes is not None and self.junk is not None:
             parts.append(_arrivals(self.handshakes, self.junk))
-        if self.writing is not None:
+        if self.writing:
             parts.append(_writing(self.writing))
         return "\n".join(parts)
 
@@ -138,9 +139,17 @@ def _arrivals(handshakes: Handshakes, junk: Junk) -> str:
     return markdown(title, ["", "µs", "per second"], rows)
 
 
-def _writing(writing: Writing) -> str:
-    return (
-        f"A large /sync: {writing.json_bytes:,} bytes of JSON in {writing.json * 1000:.2f} ms, "
-        f"{writing.cbor_bytes:,} bytes of CBOR with integer keys in {writing.cbor * 1000:.2f} ms: "
-        f"{writing.ratio:.2f} times the time.\n"
-    )
+def _writing(bodies: list[Writing]) -> str:
+    rows = [
+        [
+            body.name,
+            f"{body.json_bytes:,}",
+            f"{body.json * 1000:.2f}",
+            f"{body.cbor_bytes:,}",
+            f"{body.cbor * 1000:.2f}",
+            f"{body.ratio:.2f}",
+        ]
+        for body in bodies
+    ]
+    head = ["", "JSON, bytes", "ms", "CBOR, bytes", "ms", "ratio"]
+    return markdown("To write the body of a large /sync, processor time (least of several)", head, rows)

@@ -8,7 +8,8 @@ from itertools import repeat
 from typing import Any, Final
 
 from synapse_lb.msc3079 import cbor
-from synapse_lb.msc3079.cbor_shapes import Shapes
+from synapse_lb.msc3079.cbor_encoder import MAX_ENCODE_DEPTH, TOO_DEEP
+from synapse_lb.msc3079.cbor_scalars import FALSE, NULL, TRUE, Scalars, plain_value, text_key
 from synapse_lb.msc3079.errors import CborError
 from synapse_lb.msc3079.x1 import texts
 from synapse_lb.msc3079.x1.aliases import SHARES, AliasBook, AliasKind
@@ -78,7 +79,7 @@ Items = Iterator["tuple[str | None, str | None, Any]"]
 """What is still to be written of a map or an array: the key to be written, the key that a value has, the value."""
 
 
-class X1Encoder(cbor.Encoder):
+class X1Encoder(Scalars):
     """One run: a value, or the parameters of a path.
 
     Args:
@@ -87,7 +88,7 @@ class X1Encoder(cbor.Encoder):
     """
 
     def __init__(self, book: AliasBook | None, lossy: bool) -> None:
-        super().__init__(lossy, Shapes({}, True))
+        self._lossy = lossy
         self._book = book
         self._texts: dict[str, bytes] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -121,25 +122,25 @@ class X1Encoder(cbor.Encoder):
                     add(_VALUES.get(item) or self._texts.get(item) or self._text(item, key))
                 elif kind is dict or kind is list:
                     stack.append(items)
-                    if len(stack) > cbor.MAX_ENCODE_DEPTH:
-                        raise CborError("Nested too deeply, or containing itself")
+                    if len(stack) > MAX_ENCODE_DEPTH:
+                        raise CborError(TOO_DEEP)
                     items = self._map(item, add) if kind is dict else self._array(item, add)
                     break
                 elif kind is int:
                     add(self._number(item, key))
                 elif item is True:
-                    add(cbor.TRUE)
+                    add(TRUE)
                 elif item is False:
-                    add(cbor.FALSE)
+                    add(FALSE)
                 elif item is None:
-                    add(cbor.NULL)
+                    add(NULL)
                 elif kind is float:
                     add(self._float(item))
                 elif item is _ABSENT:
                     add(_UNDEFINED)
                 else:
                     stack.append(items)
-                    items = iter(((None, key, cbor.plain_value(item)),))
+                    items = iter(((None, key, plain_value(item)),))
                     break
             else:
                 if not stack:
@@ -157,7 +158,7 @@ class X1Encoder(cbor.Encoder):
         how = self._plans.get(keys)
         if how is None:
             if any(type(key) is not str for key in keys):
-                return self._map({cbor.text_key(key): value for key, value in items.items()}, add)
+                return self._map({text_key(key): value for key, value in items.items()}, add)
             how = self._plans[keys] = plan(keys)
         if how.forms and (found := _best(how, items)) is not None:
             form, count = found
