@@ -31,7 +31,9 @@ from synapse_lb.txdtls.context import ClientVerification
 TEMPLATES: Final = Path(__file__).resolve().parent.parent / "contrib" / "workers"
 NAMES: Final = Names("alice", "bob")
 LAST_WORDS: Final = "Nothing to be seen here any more."
-FAREWELL: Final = "make demo-workers: interrupted; PostgreSQL, Redis and Synapse have been stopped and removed"
+FAREWELL: Final = (
+    "make demo-workers: interrupted; PostgreSQL, Redis and Synapse have been stopped and removed"
+)
 PATIENCE: Final = 60.0
 """s: for one request, and until an observer has heard of a message."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -261,6 +262,11 @@ class DispatchTests(LoopbackTestCase):
         self.assertEqual((gone.status, dispatcher.upstream.counters.failures), (502, 1))
 
 
+def saying(name: str) -> Callable[[Seen], Reply]:
+    """Answers with a name."""
+    return lambda _: Reply(body={"by": name})
+
+
 class PlaceTests(LoopbackTestCase):
     """Where other processes may be."""
 
@@ -293,9 +299,7 @@ class PlaceTests(LoopbackTestCase):
     async def test_several_unix_sockets_and_connections_that_are_kept(self) -> None:
         with tempfile.TemporaryDirectory(prefix="slb-t-", dir=short_home()) as folder:
             servers = {
-                name: HttpsHomeserver(
-                    None, lambda _, name=name: Reply(body={"by": name}), path=f"{folder}/{name}"
-                )
+                name: HttpsHomeserver(None, saying(name), path=f"{folder}/{name}")
                 for name in ("main", "other")
             }
             routes = [{"path": f"^{V3}/far", "instance": "other"}]
