@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater, react
+from twisted.internet.task import deferLater
 
 from synapse_lb.cli.conversation import Answer, ConversationFailed, Names, Outcome, Step, converse
-from synapse_lb.cli.errors import EXIT_INTERRUPTED, CommandError
-from synapse_lb.cli.interruptible import heed_sigterm
+from synapse_lb.cli.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, CommandError
+from synapse_lb.cli.interruptible import heed_sigterm, until_interrupted
+from synapse_lb.cli.main import run_reactor
+from synapse_lb.cli.terminal import Terminal
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.client.errors import ClientError
 from synapse_lb.msc3079.messages import NO_BODY
@@ -28,7 +30,10 @@ from synapse_lb.txdtls.context import ClientVerification
 
 TEMPLATES: Final = Path(__file__).resolve().parent.parent / "contrib" / "workers"
 NAMES: Final = Names("alice", "bob")
-FAREWELL: Final = "Nothing to be seen here any more."
+LAST_WORDS: Final = "Nothing to be seen here any more."
+FAREWELL: Final = (
+    "make demo-workers: interrupted; PostgreSQL, Redis and Synapse have been stopped and removed"
+)
 PATIENCE: Final = 60.0
 """s: for one request, and until an observer has heard of a message."""
 
@@ -89,18 +94,18 @@ class Demo:
         heard: Deferred[None] = Deferred()
 
         def processed(body: Any) -> None:
-            if FAREWELL in str(body) and not heard.called:
+            if LAST_WORDS in str(body) and not heard.called:
                 heard.callback(None)
 
         observation = bob.observe_sync(None, processed, token=outcome.tokens[1])
         while observation.since is None:
             await deferLater(self._reactor, 0.01)
         path = f"/_matrix/client/v3/rooms/{outcome.room_id}/send/m.room.message/last"
-        message = {"msgtype": "m.text", "body": FAREWELL}
+        message = {"msgtype": "m.text", "body": LAST_WORDS}
         await alice.request("PUT", path, json=message, token=outcome.tokens[0], timeout=PATIENCE)
         await heard.addTimeout(PATIENCE, self._reactor)
         await observation.stop()
-        say(f"bob, who observes /sync at worker2, was pushed what alice said at worker1: {FAREWELL!r}")
+        say(f"bob, who observes /sync at worker2, was pushed what alice said at worker1: {LAST_WORDS!r}")
 
     def _show(self, step: Step, status: int) -> None:
         name, worker = (NAMES.first, NAMES.second)[step.speaker], WORKERS[step.speaker]
@@ -118,44 +123,48 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> int:
+def main(terminal: Terminal | None = None) -> int:
     """Run the demonstration.
+
+    Args:
+        terminal: where errors go; None takes this process's own streams.
 
     Returns:
         The exit status.
     """
+    terminal = terminal or Terminal.of_process()
     heed_sigterm()
     homeserver = ThrowawayWorkers(TEMPLATES)
     say("Starting PostgreSQL, Redis, and a Synapse of a main process and two workers (half a minute)")
     try:
         homeserver.start()
+        return run_reactor(until_interrupted(demonstrate(terminal, homeserver), terminal, FAREWELL), terminal)
     except ServicesMissing as error:
-        say(f"make demo-workers cannot run. {error}")
-        return 1
-    except (ServiceFailed, WorkersFailed, CommandError) as error:
-        say(f"make demo-workers: {error}")
-        return 1
-    except KeyboardInterrupt:
-        say("make demo-workers: interrupted")
-        return EXIT_INTERRUPTED
-    failures: list[Exception] = []
+        terminal.error(f"make demo-workers cannot run. {error}")
+    except (ServiceFailed, WorkersFailed) as error:
+        terminal.error(f"make demo-workers: {error}")
+    except (KeyboardInterrupt, CommandError) as error:
+        # While the processes start, and before the reactor has handlers of its own.
+        homeserver.stop()
+        terminal.error(f"\n{FAREWELL}")
+        return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else error.exit_status
+    return EXIT_FAILURE
 
-    async def demonstrate(reactor: Any) -> None:
-        try:
-            await Demo(reactor, homeserver).run()
-        except (ConversationFailed, ClientError, TimeoutError) as error:
-            failures.append(error)
 
+async def demonstrate(terminal: Terminal, homeserver: ThrowawayWorkers) -> int:
+    """Hold the conversation, and end the homeserver whatever comes of it.
+
+    Returns:
+        The exit status.
+    """
     try:
-        react(lambda reactor: Deferred.fromCoroutine(demonstrate(reactor)))
-    except SystemExit as end:
-        if end.code:
-            return 1
+        await Demo(terminal.reactor, homeserver).run()
+    except (ConversationFailed, ClientError, TimeoutError) as error:
+        terminal.error(f"make demo-workers: {error}")
+        return EXIT_FAILURE
     finally:
         homeserver.stop()
-    if failures:
-        say(f"make demo-workers: {failures[0]}")
-    return 1 if failures else 0
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ DEADLINE: Final = 3600.0
 """Seconds for all tests."""
 
 CLASSES: Final[Mapping[str, str]] = {
+    "method": "an HTTP method that has no CoAP code",
+    "body": "a request body that is no JSON",
     "header": "a request header for which MSC3079 has no option, or an answer's header that is looked at",
     "page": "an answer that is a web page, a file or a redirect",
     "option": "what no CoAP option can hold: a path segment or parameter of over 255 bytes, a dot segment (RFC 7252)",

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
     terminal = terminal or Terminal.of_process()
     try:
         status = start(sys.argv[1:] if argv is None else argv, terminal)
-        return status if isinstance(status, int) else _run_reactor(status, terminal)
+        return status if isinstance(status, int) else run_reactor(status, terminal)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -124,8 +124,12 @@ def main(argv: Sequence[str] | None = None, terminal: Terminal | None = None) ->
         return EXIT_BROKEN_PIPE
 
 
-def _run_reactor(status: Deferred[int], terminal: Terminal) -> int:
-    """Run the reactor until the Deferred has fired."""
+def run_reactor(status: Deferred[int], terminal: Terminal) -> int:
+    """Run the reactor until the Deferred has fired.
+
+    Returns:
+        The exit status: the Deferred's, or that of an interruption if a signal stopped the reactor before.
+    """
     from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
 
@@ -154,4 +158,4 @@ def _run_reactor(status: Deferred[int], terminal: Terminal) -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-__all__ = ["COMMANDS", "EXIT_USAGE", "build_parser", "main", "start"]
+__all__ = ["COMMANDS", "EXIT_USAGE", "build_parser", "main", "run_reactor", "start"]

@@ -6,17 +6,19 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from synapse_lb.client.doubt import Doubts
 from synapse_lb.client.errors import (
     ClientError,
     ConnectionLost,
     RequestFailed,
     RequestRejected,
     RequestTimeout,
+    Superseded,
     TooManyRequests,
 )
 from synapse_lb.client.pace import Pace, Silences
@@ -38,12 +40,27 @@ if TYPE_CHECKING:
     from synapse_lb.txdtls.client import ClientAssociation
     from synapse_lb.txdtls.errors import AssociationLost
 
+T = TypeVar("T")
+
 _SERVER: Final = "server"
 """The one peer of the endpoint."""
 
 _EMPTY_SIZE: Final = 4
 _EMPTY_CONFIRMABLE: Final = 0x40
 """Version 1, Confirmable, no token (RFC 7252 section 3)."""
+
+
+class ChannelKeeper(Protocol):
+    """Whom a channel tells of itself."""
+
+    def lost(self, channel: Channel, reason: Exception) -> None:
+        """The association has ended; once."""
+
+    def doubted(self, channel: Channel) -> None:
+        """Messages were repeated in vain."""
+
+    def relieved(self, channel: Channel) -> None:
+        """Something is heard after all."""
 
 
 class Channel:
@@ -58,7 +75,7 @@ class Channel:
         random: source of message ids, tokens and jitter.
         q_block: whether the server is offered Q-Block (RFC 9177).
         on_q_block_refused: called when the server has shown that it does not know it.
-        on_lost: called once when the association has ended, with this channel and the reason.
+        keeper: is told how the association fares.
     """
 
     def __init__(
@@ -72,14 +89,16 @@ class Channel:
         random: random.Random,
         q_block: bool,
         on_q_block_refused: Callable[[], None],
-        on_lost: Callable[[Channel, Exception], None],
+        keeper: ChannelKeeper,
     ) -> None:
         self.sticky: Final = sticky
         self.lost = False
-        self._on_lost = on_lost
+        self._keeper = keeper
         self._q_block = q_block
         self._on_q_block_refused = on_q_block_refused
         self._association: ClientAssociation | None = None
+        self._doubts = Doubts(clock, lambda: keeper.doubted(self), lambda: keeper.relieved(self))
+        self._repeatable: set[int] = set()
         self._waiting: dict[int, tuple[Deferred[CoapResponse], float]] = {}
         self._pings: dict[int, tuple[Deferred[None], float]] = {}
         self._registrations: dict[int, tuple[CoapRegistration, float]] = {}
@@ -128,14 +147,25 @@ class Channel:
             now=self._driver.now(),
         )
 
-    def request(self, request: CoapRequest) -> Deferred[CoapResponse]:
+    def request(self, request: CoapRequest, *, repeatable: bool = False) -> Deferred[CoapResponse]:
         """Send a request; cancelling the Deferred cancels the exchange.
+
+        Args:
+            request: the request.
+            repeatable: whether it may be run twice without harm; then it may fail with `Superseded`, to be made again.
 
         Raises:
             ClientError: it cannot be sent: the association has ended, a limit is reached, or an option or the
                 message has no wire form.
         """
-        return self._wait_for_answer(self._request(request))
+        exchange = self._request(request)
+        if repeatable:
+            self._repeatable.add(exchange)
+        return self._wait_for_answer(exchange).addBoth(self._no_longer_waits, exchange)
+
+    def _no_longer_waits(self, result: T, exchange: int) -> T:
+        self._repeatable.discard(exchange)
+        return result
 
     def ping(self) -> Deferred[None]:
         """Ask whether the server is there (RFC 7252 section 4.3); cancelling the Deferred forgets the ping.
@@ -170,6 +200,7 @@ class Channel:
         except DTLSError as error:
             raise ConnectionLost(f"the association cannot use a new socket: {error}") from error
         self._silences.restart()
+        self._doubts.forget()
         with suppress(coap_errors.TooManyExchanges):  # then there is enough under way to tell the server
             self._endpoint.ping(_SERVER, self._driver.now())
         self._driver.flush()
@@ -216,6 +247,24 @@ class Channel:
         self._rest()
         return answer
 
+    def supersede(self) -> None:
+        """Let go of what another association can do, which answers where this one is silent: requests that may be
+        repeated, and observations. Others wait on, for they may have been run."""
+        error = Superseded("another association has taken its place")
+        self._silences.unanswered()
+        self._heartbeat.stop()
+        self._doubts.stop()
+        now = self._driver.now()
+        answers = [self._waiting.pop(exchange)[0] for exchange in self._repeatable & self._waiting.keys()]
+        registrations, self._registrations = self._registrations, {}
+        for exchange in (*self._repeatable, *registrations):
+            self._endpoint.cancel(exchange, now)
+        self._driver.flush()
+        for answer in answers:
+            answer.errback(Failure(error))
+        for registration, _ in registrations.values():
+            registration.failed(error)
+
     def close(self) -> Deferred[None]:
         """Say close_notify; requests under way and observations fail with `ConnectionLost`. Idempotent.
 
@@ -231,6 +280,7 @@ class Channel:
         """Take one datagram's CoAP message."""
         self._heard_at, self._asked_since = self._driver.now(), None
         self._silences.heard(ping=_is_ping(data))
+        self._doubts.heard()
         self._driver.receive(_SERVER, data)
 
     def association_moved(self, association_id: int) -> None:
@@ -243,10 +293,11 @@ class Channel:
         self.lost = True
         self._driver.stop()
         self._heartbeat.stop()
+        self._doubts.stop()
         waiting, self._waiting = self._waiting, {}
         pings, self._pings = self._pings, {}
         registrations, self._registrations = self._registrations, {}
-        self._on_lost(self, reason)
+        self._keeper.lost(self, reason)
         for answer, _ in waiting.values():
             answer.errback(Failure(self._lost_error(reason)))
         for ping, _ in pings.values():
@@ -291,6 +342,7 @@ class Channel:
     def _send(self, peer: events.Peer, data: bytes) -> None:
         self._silences.sent()
         self.association.send(data)
+        self._doubts.sent(data)
 
     def _cancel(self, exchange: int) -> None:
         # The Deferred fails with CancelledError by itself when its canceller returns.

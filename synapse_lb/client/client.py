@@ -15,7 +15,7 @@ from synapse_lb.client.connector import AssociationInfo, Connector, fixed
 from synapse_lb.client.counters import Traffic
 from synapse_lb.client.dialect import Dialect
 from synapse_lb.client.discovery import Discovered, Discovery, home_of
-from synapse_lb.client.errors import ClientError, HttpsUnknown, RequestTimeout
+from synapse_lb.client.errors import ClientError, HttpsUnknown, RequestTimeout, Superseded
 from synapse_lb.client.extension import Wish
 from synapse_lb.client.https import HttpsResponse
 from synapse_lb.client.keeper import Keeper
@@ -211,12 +211,14 @@ class LowBandwidthClient(Observer):
             request = self._dialect.request(method, path, pairs, json, carried, brief=brief)
             return attrs.evolve(request, q_block=q_block)
 
+        call = Call(method, path, pairs, json, token)
+
         def coap() -> Coroutine[Any, Any, MatrixResponse]:
-            return self._request(encode, token)
+            return self._request(encode, token, repeatable=call.repeatable)
 
         if self._switch is None:
             return self._limited(coap(), timeout)
-        return self._limited(self._switch.request(Call(method, path, pairs, json, token), coap), timeout)
+        return self._limited(self._switch.request(call, coap), timeout)
 
     def fetch(
         self,
@@ -330,7 +332,7 @@ class LowBandwidthClient(Observer):
         closing = [] if self._switch is None else [self._switch.close()]
         return gatherResults([*closing, self._keeper.close()]).addCallback(lambda _: None)
 
-    def _make_channel(self, on_lost: Callable[[Channel, Exception], None]) -> Channel:
+    def _make_channel(self, keeper: Keeper) -> Channel:
         return Channel(
             self._reactor,
             sticky=StickySender(
@@ -342,7 +344,7 @@ class LowBandwidthClient(Observer):
             random=random_module.Random(self._random.getrandbits(64)),
             q_block=self._q_block is not False and not self._q_block_refused,
             on_q_block_refused=self._server_refuses_q_block,
-            on_lost=on_lost,
+            keeper=keeper,
         )
 
     def _observe(
@@ -430,19 +432,25 @@ class LowBandwidthClient(Observer):
         request = attrs.evolve(unmixed(channel.sticky, request), q_block=self._q_block is True)
         return await channel.request(request)
 
-    async def _request(self, encode: Callable[[Carried], CoapRequest], token: str | None) -> MatrixResponse:
+    async def _request(
+        self, encode: Callable[[Carried], CoapRequest], token: str | None, *, repeatable: bool
+    ) -> MatrixResponse:
         repeated = False
         while True:
             channel = await self._channel_for(token)
             carried = channel.sticky.prepare(token)
             try:
                 request = encode(carried)
-                answer = channel.request(request)
+                answer = channel.request(request, repeatable=repeatable)
             except ClientError:
                 channel.sticky.unsent(carried)
                 raise
             try:
                 response = await answer
+            except Superseded:
+                channel.sticky.abandoned(carried)
+                repeatable = False
+                continue
             except BaseException:
                 channel.sticky.abandoned(carried)
                 raise

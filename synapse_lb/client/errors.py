@@ -70,6 +70,10 @@ class ConnectionLost(ClientError):
     """The association ended before the answer came; the server may have run the request."""
 
 
+class Superseded(ConnectionLost):
+    """Another association answers where this one is silent, and the request may be made again there."""
+
+
 class RequestTimeout(ClientError):
     """No answer in time (RFC 7252 section 4.2 or the caller's own limit); the server may have run the request."""
 

@@ -22,6 +22,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from synapse_lb.client import errors
+from synapse_lb.client.sockets import SocketAgent
 from synapse_lb.client.tls import HttpsPolicy
 from synapse_lb.msc3079.messages import NO_BODY, MatrixResponse, retry_after_of
 from synapse_lb.msc3079.options import MAX_UINT32
@@ -32,6 +33,7 @@ USER_AGENT: Final = "synapse-lb"
 METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 _URL: Final = re.compile(r"https?://[!-~]+")
+_URL_OR_SOCKET: Final = re.compile(r"(?:https?|http\+unix)://[!-~]+")
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_IN_HEADERS: Final = re.compile(r"[^\t -~\x80-\U0010ffff]")
 """RFC 9110 sections 5.1 and 5.5."""
@@ -85,13 +87,19 @@ class HttpsTransport:
         reactor: Twisted's reactor.
         verification: how servers are verified.
         limits: bounds.
+        sockets: whether there are Unix sockets among the servers (see `sockets`).
 
     Raises:
         AuthoritiesError: the file of the authorities cannot be used.
     """
 
     def __init__(
-        self, reactor: Any, verification: ClientVerification, limits: HttpsLimits | None = None
+        self,
+        reactor: Any,
+        verification: ClientVerification,
+        limits: HttpsLimits | None = None,
+        *,
+        sockets: bool = False,
     ) -> None:
         self._reactor = reactor
         self._limits = limits or HttpsLimits()
@@ -104,6 +112,11 @@ class HttpsTransport:
             connectTimeout=self._limits.connect_timeout,
             pool=self._pool,
         )
+        self._url = _URL
+        if sockets:
+            self._url = _URL_OR_SOCKET
+            timeout = self._limits.connect_timeout
+            self._agent = SocketAgent(reactor, self._agent, timeout=timeout, pool=self._pool)
         self._under_way: set[Deferred[HttpsResponse]] = set()
         self._closed = False
 
@@ -134,7 +147,7 @@ class HttpsTransport:
             return _failed(errors.ClientClosed("the client is closed"))
         if method not in METHODS:
             return _failed(errors.BadRequest(f"there is no method {method!r}"))
-        if not _URL.fullmatch(url):
+        if not self._url.fullmatch(url):
             return _failed(errors.BadRequest("the URL has characters that must be percent-encoded"))
         sent = Headers({"User-Agent": [USER_AGENT]})
         for name, value in (headers or {}).items():

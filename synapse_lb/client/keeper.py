@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""Keeps a client's association: makes it when it is needed, shares it, and makes it anew when it has ended."""
+"""Keeps a client's association: makes it when it is needed, shares it, and makes it anew when it has ended.
+
+When nothing is heard on it any more (`doubt`) another one is made beside it. If that comes to be before the first one
+is heard again, it takes its place.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ class Keeper:
 
     Args:
         connector: makes associations.
-        make_channel: makes the channel of a new association; is given what to call when it has ended.
+        make_channel: makes the channel of a new association; is given this, which has to be told of it.
         session: the DTLS session to resume first, or None.
     """
 
@@ -34,7 +38,7 @@ class Keeper:
     def __init__(
         self,
         connector: Connector,
-        make_channel: Callable[[Callable[[Channel, Exception], None]], Channel],
+        make_channel: Callable[[Keeper], Channel],
         session: bytes | None,
     ) -> None:
         self._connector = connector
@@ -51,7 +55,8 @@ class Keeper:
     def ready(self) -> Deferred[Channel]:
         """The current association's channel, after a handshake if need be.
 
-        Many may wait for one handshake; it is given up when the last of them is cancelled.
+        While it is in doubt, what comes of that is waited for. Many may wait for one handshake; it is given up when
+        the last of them is cancelled, unless it is beside an association in doubt.
 
         Returns:
             A Deferred that fails with a `ConnectError` or `ClientClosed`.
@@ -59,7 +64,7 @@ class Keeper:
         waiter: Deferred[Channel] = Deferred(self._stop_waiting)
         if self._closed:
             waiter.errback(Failure(ClientClosed("the client is closed")))
-        elif self._current is not None:
+        elif self._current is not None and self._connecting is None:
             waiter.callback(self._current)
         else:
             self._waiting.append(waiter)
@@ -92,6 +97,16 @@ class Keeper:
         """
         for channel in self._channels():
             channel.rebind()
+
+    def doubted(self, channel: Channel) -> None:
+        """Messages were repeated in vain on an association: make another one beside it."""
+        if channel is self._current and self._connecting is None and not self._closed:
+            self._connect()
+
+    def relieved(self, channel: Channel) -> None:
+        """Something is heard on it after all: no other one is needed."""
+        if channel is self._current and self._connecting is not None:
+            self._connecting.cancel()
 
     @property
     def session(self) -> bytes | None:
@@ -136,7 +151,7 @@ class Keeper:
         return [*self._retired] if self._current is None else [self._current, *self._retired]
 
     def _connect(self) -> None:
-        channel = self._make_channel(self._channel_lost)
+        channel = self._make_channel(self)
         opening = self._connector.connect(channel, self.session)
         connecting = self._connecting = opening.addCallback(channel.attach)
         # It may have failed by now, and then `_connecting` is None again after the next line.
@@ -145,6 +160,7 @@ class Keeper:
 
     def _connected(self, _: None, channel: Channel) -> None:
         self._connecting = None
+        doubted = self._current
         self._note_session(channel)
         self._connector.learn(channel.association)
         if not channel.lost:
@@ -152,13 +168,20 @@ class Keeper:
         for waiter in self._take_waiting():
             # Of a channel that came and went at once each request hears when it tries to use it.
             waiter.callback(channel)
+        if doubted is not None and not channel.lost:
+            self._retired.add(doubted)
+            doubted.supersede()
+            self.close_if_idle(doubted)
 
     def _not_connected(self, failure: Failure) -> None:
         self._connecting = None
         if failure.check(CancelledError) and self._closed:
             failure = Failure(ClientClosed("the client was closed"))
         for waiter in self._take_waiting():
-            waiter.errback(failure)
+            if self._current is not None and not self._closed:
+                waiter.callback(self._current)  # it is in doubt, and there is nothing better
+            else:
+                waiter.errback(failure)
 
     def _take_waiting(self) -> list[Deferred[Channel]]:
         waiting, self._waiting = self._waiting, []
@@ -167,10 +190,11 @@ class Keeper:
     def _stop_waiting(self, waiter: Deferred[Channel]) -> None:
         if waiter in self._waiting:
             self._waiting.remove(waiter)
-        if not self._waiting and self._connecting is not None:
+        if not self._waiting and self._connecting is not None and self._current is None:
             self._connecting.cancel()
 
-    def _channel_lost(self, channel: Channel, reason: Exception) -> None:
+    def lost(self, channel: Channel, reason: Exception) -> None:
+        """An association has ended."""
         self._ended += traffic_of(channel.association)
         self._note_session(channel)
         self._ended_endpoints += channel.endpoint_counters

@@ -15,6 +15,7 @@ from synapse_lb.homeserver.routes import STREAM_ENDPOINTS, Router
 from synapse_lb.homeserver.routing_config import DispatchConfig
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address, Dispatcher
+from synapse_lb.upstream import addresses
 from synapse_lb.upstream.http import HttpUpstream
 
 
@@ -61,10 +62,14 @@ def check(homeserver: hooks.Homeserver, config: DispatchConfig, path: Sequence[s
         path: where that stands, for errors.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: one is missing, or the file of the authorities cannot be used.
     """
     if not config:
         return
+    try:
+        addresses.verification_of(config.tls_ca_path)
+    except ValueError as error:
+        raise ConfigError(str(error), (*path, "tls_ca_path")) from None
     own = homeserver.instance_name
     for number, route in enumerate(config.routes):
         if route.instance != own and route.instance not in config.instances:
@@ -94,6 +99,8 @@ def build(homeserver: hooks.Homeserver, config: DispatchConfig, local: LocalDisp
         forwarded_for=True,
         max_requests=config.max_requests,
         timeout=config.timeout,
+        verification=addresses.verification_of(config.tls_ca_path),
+        sockets=True,
     )
     return RoutingDispatcher(local, router, upstream)
 

@@ -13,9 +13,9 @@ from attrs import validators
 from synapse_lb.homeserver import values
 from synapse_lb.homeserver.routes import Route
 from synapse_lb.homeserver.values import Section
+from synapse_lb.upstream import addresses
 
 _METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
-_URL: Final = re.compile(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?/?")
 
 
 @attrs.frozen(kw_only=True)
@@ -23,14 +23,16 @@ class DispatchConfig:
     """What a listener passes on to other processes; false if nothing.
 
     Attributes:
-        instances: By name, the base URLs of their HTTP listeners.
+        instances: By name, the base URLs of their HTTP listeners, as `upstream.addresses` makes them.
         routes: Of the admin.
+        tls_ca_path: PEM file of the authorities for those with `https:`; None for those that the system trusts.
         timeout: Seconds that an answer may take, beyond what a long poll asks for.
         max_requests: Requests under way; one more is answered with 503.
     """
 
     instances: Mapping[str, str] = attrs.field(factory=dict)
     routes: tuple[Route, ...] = ()
+    tls_ca_path: str | None = None
     timeout: float = attrs.field(default=120.0, validator=validators.gt(0))
     max_requests: int = attrs.field(default=1000, validator=validators.ge(1))
 
@@ -52,10 +54,15 @@ def parse_dispatch(listener: Section) -> DispatchConfig:
     if routes and not instances:
         raise section.error("instances", "is missing: there are routes, but no process that they lead to")
     config = DispatchConfig(instances=instances, routes=routes)
-    config = values.fill(
-        section, config, {"timeout": values.seconds, "max_requests": values.integer(0, 2**31 - 1)}
-    )
-    section.end(("instances", "routes", "timeout", "max_requests"))
+    fields = {
+        "tls_ca_path": values.text,
+        "timeout": values.seconds,
+        "max_requests": values.integer(0, 2**31 - 1),
+    }
+    config = values.fill(section, config, fields)
+    if config.tls_ca_path is not None and not any(url.startswith("https:") for url in instances.values()):
+        raise section.error("tls_ca_path", "is for instances with https, of which there are none")
+    section.end(("instances", "routes", *fields))
     return config
 
 
@@ -76,12 +83,16 @@ def _route(section: Section) -> Route:
 def _instances(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping of names to URLs, not {value!r}")
-    for name, url in value.items():
-        if not isinstance(name, str) or not isinstance(url, str) or not _URL.fullmatch(url):
-            raise ValueError(
-                f"must have for {name!r} the URL of an HTTP listener, such as http://127.0.0.1:8008, not {url!r}"
-            )
-    return {name: url.rstrip("/") for name, url in value.items()}
+    return {name: _base_url(name, url) for name, url in value.items()}
+
+
+def _base_url(name: Any, url: Any) -> str:
+    if not isinstance(name, str) or not isinstance(url, str):
+        raise ValueError(f"must be a mapping of names to URLs: {name!r} has {url!r}")
+    try:
+        return addresses.base_url(url)
+    except ValueError as error:
+        raise ValueError(f"must have for {name!r} the URL of an HTTP listener: {error}") from None
 
 
 def _list(value: Any) -> list[Any]:

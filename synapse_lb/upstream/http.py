@@ -49,6 +49,10 @@ class HttpUpstream:
         max_requests: requests under way; one more is answered with 503.
         timeout: seconds that an answer may take, beyond what a long poll asks for.
         verification: how their certificates are checked, where they have any.
+        sockets: whether some of them are at Unix sockets (see `addresses`).
+
+    Raises:
+        AuthoritiesError: the file of the authorities cannot be used.
 
     Attributes:
         counters: what was asked.
@@ -65,6 +69,7 @@ class HttpUpstream:
         max_requests: int = 2000,
         timeout: float = 120.0,
         verification: ClientVerification | None = None,
+        sockets: bool = False,
     ) -> None:
         self.forwarded_for: Final = forwarded_for
         self.counters: UpstreamCounters = UpstreamCounters()
@@ -72,6 +77,7 @@ class HttpUpstream:
             reactor,
             verification or ClientVerification.system(),
             HttpsLimits(timeout=timeout, max_connections=MAX_IDLE_CONNECTIONS),
+            sockets=sockets,
         )
         self._max_requests = max_requests
         self._under_way = 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 from typing import Any
@@ -131,7 +132,7 @@ class BadServerTests(SynapseTestCase):
         for arguments in (("--cacert", "x", "--pin", "y", "a"), ("--pin", "zz", "a"), ("https://",)):
             status, value, _ = await check(*arguments)
             self.assertEqual((status, value), (2, {}), arguments)
-        with contextlib.redirect_stderr(None), self.assertRaises(SystemExit) as caught:
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as caught:
             await check("--timeout", "never", "a")
         self.assertEqual(caught.exception.code, 2)
 

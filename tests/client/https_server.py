@@ -53,6 +53,21 @@ class Reply:
 Answer = Callable[[Seen], "Reply | Deferred[Reply] | None"]
 
 
+class _CountingSite(Site):
+    """Counts connections."""
+
+    def __init__(self, homeserver: HttpsHomeserver) -> None:
+        initialise: Any = super().__init__  # Twisted's has no annotations
+        initialise(homeserver)
+        self._homeserver = homeserver
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Count one."""
+        self._homeserver.connections += 1
+        build: Any = super().buildProtocol
+        return build(addr)
+
+
 class HttpsHomeserver(Resource):
     """An HTTPS server on loopback.
 
@@ -60,6 +75,7 @@ class HttpsHomeserver(Resource):
         certificate: whose it is; None makes it plain HTTP.
         answer: answers what is neither discovery nor registered in `replies`, now or later; None leaves a request
             open.
+        path: of a Unix socket, with plain HTTP, in place of a port.
 
     Attributes:
         seen: what came in, but for discovery.
@@ -67,11 +83,14 @@ class HttpsHomeserver(Resource):
         replies: answers by path.
         open: requests that were left open.
         gone: how many clients went away before they had an answer.
+        connections: how many there were.
     """
 
     isLeaf = True
 
-    def __init__(self, certificate: Certificate | None, answer: Answer | None = None) -> None:
+    def __init__(
+        self, certificate: Certificate | None, answer: Answer | None = None, *, path: str | None = None
+    ) -> None:
         initialise: Any = super().__init__  # Twisted's has no annotations
         initialise()
         self.seen: list[Seen] = []
@@ -83,7 +102,12 @@ class HttpsHomeserver(Resource):
         self.open: list[Any] = []
         self.gone = 0
         self._answer = answer or (lambda seen: Reply(body={"over": "https"}))
-        site = Site(self)
+        self.connections = 0
+        site = _CountingSite(self)
+        self.url = f"unix:{path}"
+        if path is not None:
+            self._port = REACTOR.listenUNIX(path, site)
+            return
         if certificate is None:
             self._port = REACTOR.listenTCP(0, site, interface="127.0.0.1")
         else:

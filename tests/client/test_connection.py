@@ -86,7 +86,7 @@ class ReconnectTests(LoopbackTestCase):
         self.assertEqual(again.dtls.counters.handshakes_resumed, 0)
 
     async def test_server_that_vanished(self) -> None:
-        """A server that lost its associations answers nothing: the time limit of CoAP ends them."""
+        """A server that lost its associations answers nothing: CoAP's time limit ends what must not be run twice."""
         server = self.start_server()
         client = self.make_client(server, tuning=IMPATIENT)
         await client.request("GET", PATH)
@@ -94,7 +94,7 @@ class ReconnectTests(LoopbackTestCase):
         self.start_server(port=server.port)
         errors = await gatherResults(
             [
-                self.assertFailure(client.request("GET", PATH), RequestTimeout, ConnectionLost)
+                self.assertFailure(client.request("POST", PATH, json={}), RequestTimeout, ConnectionLost)
                 for _ in range(3)
             ]
         )
@@ -102,6 +102,17 @@ class ReconnectTests(LoopbackTestCase):
         for error in errors:
             self.assertIn("the server does not answer", str(error))
         self.assertEqual((await client.request("GET", PATH)).status, 200)
+
+    async def test_server_that_vanished_and_what_may_be_repeated(self) -> None:
+        """Another association is made when some copies were in vain."""
+        server = self.start_server()
+        client = self.make_client(server, tuning=Tuning(ack_timeout=0.1, min_rto=0.1, max_retransmit=8))
+        await client.request("GET", PATH, token="t")
+        await server.stop(silently=True)
+        again = self.start_server(port=server.port)
+        answers = await gatherResults([client.request("GET", PATH, token="t") for _ in range(3)])
+        self.assertEqual([answer.body["token"] for answer in answers], ["t"] * 3)
+        self.assertEqual(again.dtls.counters.handshakes_completed, 1)
 
     async def test_server_that_vanished_and_impatient_callers(self) -> None:
         """Requests that are given up before CoAP would give them up do not keep a dead association."""

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,13 +15,18 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from synapse_lb.client.errors import BadRequest
+from synapse_lb.client.https import HttpsTransport
+from synapse_lb.client.sockets import path_of, url_of
 from synapse_lb.homeserver import hooks, routing
 from synapse_lb.homeserver.config import parse_listener
 from synapse_lb.homeserver.routes import Route
 from synapse_lb.homeserver.routing_config import DispatchConfig
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address
-from tests.client.harness import REACTOR, LoopbackTestCase, until
+from synapse_lb.testing.throwaway_process import short_home
+from synapse_lb.txdtls.context import ClientVerification
+from tests.client.harness import REACTOR, Certificate, LoopbackTestCase, until
 from tests.client.https_server import HttpsHomeserver, Reply, Seen
 
 CLIENT = IPv4Address("UDP", "192.0.2.7", 5684)
@@ -63,6 +71,26 @@ class ConfigTests(SynchronousTestCase):
             ),
         )
         self.assertTrue(config)
+
+    def test_unix_sockets_and_authorities(self) -> None:
+        config = parsed(
+            instances={"main": "unix:/run/synapse/main.sock", "b": "https://b:8443"},
+            tls_ca_path="/etc/ca.pem",
+        )
+        self.assertEqual(config.tls_ca_path, "/etc/ca.pem")
+        self.assertEqual(
+            path_of(config.instances["main"].partition("://")[2].encode()), "/run/synapse/main.sock"
+        )
+        longest = "/" + "ü" * 53
+        host = parsed(instances={"main": f"unix:{longest}"}).instances["main"].partition("://")[2]
+        self.assertEqual(path_of(host.encode()), longest)
+        self.assertLessEqual(max(map(len, host.split("."))), 63)
+        for path in ("", "main.sock", "//host" + "y" * 108, "/" + "ü" * 54, "/run/", "/a\0b", "/a\nb"):
+            said = self.refused("instances", instances={"main": f"unix:{path}"})
+            self.assertIn("'main'", said)
+            self.assertIn("socket", said)
+        self.assertIn("https", self.refused("tls_ca_path", instances={"main": "http://x"}, tls_ca_path="/x"))
+        self.assertIn("text", self.refused("tls_ca_path", instances={"main": "https://x"}, tls_ca_path=5))
 
     def test_mistakes(self) -> None:
         there = {"main": "http://127.0.0.1:8008"}
@@ -135,6 +163,14 @@ class CheckTests(SynchronousTestCase):
         config = parsed(instances={"main": "http://x"}, routes=[{"path": "x", "instance": "far"}])
         error = self.refused(config, homeserver())
         self.assertEqual(tuple(error.path or ())[-3:], ("routes", "0", "instance"))
+
+    def test_authorities_that_cannot_be_used(self) -> None:
+        broken = self.mktemp()
+        Path(broken).write_text("no certificate")
+        for path in (broken, self.mktemp()):
+            error = self.refused(parsed(instances={"main": "https://x"}, tls_ca_path=path), homeserver())
+            self.assertEqual(tuple(error.path or ())[-1], "tls_ca_path")
+            self.assertIn(path, error.msg)
 
     def test_a_writer_that_cannot_be_reached(self) -> None:
         error = self.refused(parsed(instances={"main": "http://x"}), homeserver(typing=["far"]))
@@ -224,6 +260,78 @@ class DispatchTests(LoopbackTestCase):
         await self.main.stop()
         gone = await dispatcher.dispatch(MatrixRequest("GET", f"{V3}/there".encode()), CLIENT)
         self.assertEqual((gone.status, dispatcher.upstream.counters.failures), (502, 1))
+
+
+def saying(name: str) -> Callable[[Seen], Reply]:
+    """Answers with a name."""
+    return lambda _: Reply(body={"by": name})
+
+
+class PlaceTests(LoopbackTestCase):
+    """Where other processes may be."""
+
+    async def ask(self, url: str, path: str = "/there", **section: Any) -> MatrixResponse:
+        """What the main process at a URL answers."""
+        dispatcher = routing.build(homeserver(), parsed(instances={"main": url}, **section), Local())
+        try:
+            request = MatrixRequest("POST", f"{V3}{path}".encode(), b"a=%20", {"x": 1}, "t0ken")
+            return await dispatcher.dispatch(request, CLIENT)
+        finally:
+            await dispatcher.upstream.close()
+
+    async def test_a_unix_socket(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="slb-t-", dir=short_home()) as folder:
+            main = HttpsHomeserver(
+                None, lambda seen: Reply(body={"path": seen.path}), path=f"{folder}/Main.sock"
+            )
+            try:
+                answer = await self.ask(main.url)
+                self.assertEqual((answer.status, answer.body), (200, {"path": f"{V3}/there"}))
+                (seen,) = main.seen
+                self.assertEqual((seen.uri, seen.json), (f"{V3}/there?a=%20", {"x": 1}))
+                self.assertEqual(seen.headers["authorization"], "Bearer t0ken")
+                self.assertEqual(seen.headers["x-forwarded-for"], "192.0.2.7")
+                self.assertEqual(seen.headers["host"], "localhost")
+            finally:
+                await main.stop()
+            self.assertEqual((await self.ask(main.url)).status, 502)
+
+    async def test_several_unix_sockets_and_connections_that_are_kept(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="slb-t-", dir=short_home()) as folder:
+            servers = {
+                name: HttpsHomeserver(None, saying(name), path=f"{folder}/{name}")
+                for name in ("main", "other")
+            }
+            routes = [{"path": f"^{V3}/far", "instance": "other"}]
+            config = parsed(instances={name: each.url for name, each in servers.items()}, routes=routes)
+            dispatcher = routing.build(homeserver(), config, Local())
+            try:
+                for path, by in (("/there", "main"), ("/far", "other")) * 2:
+                    answer = await dispatcher.dispatch(MatrixRequest("GET", f"{V3}{path}".encode()), CLIENT)
+                    self.assertEqual(answer.body, {"by": by})
+                self.assertEqual([each.connections for each in servers.values()], [1, 1])
+            finally:
+                await dispatcher.upstream.close()
+                for each in servers.values():
+                    await each.stop()
+
+    async def test_authorities_of_ones_own(self) -> None:
+        certificate = Certificate()
+        self.addCleanup(certificate.remove)
+        main = HttpsHomeserver(certificate)
+        try:
+            self.assertEqual((await self.ask(main.url)).status, 502)
+            answer = await self.ask(main.url, tls_ca_path=certificate.path)
+            self.assertEqual((answer.status, answer.body), (200, {"over": "https"}))
+            self.assertEqual(len(main.seen), 1)
+        finally:
+            await main.stop()
+
+    async def test_other_urls_are_none_of_a_unix_socket(self) -> None:
+        """A client of any other kind does not go to Unix sockets, whatever it is told."""
+        transport = HttpsTransport(REACTOR, ClientVerification.system())
+        with self.assertRaises(BadRequest):
+            await transport.fetch("GET", f"{url_of('/run/x.sock')}/")
 
 
 class InstanceTests(SynchronousTestCase):

@@ -36,10 +36,11 @@ class Process:
             if self.alive:
                 call(*args, **named)
 
-        timer = Timer(self, self.clock.callLater(delay, due))
         if not self.alive:
-            timer.drop()
-            return timer
+            # What a dead process leaves behind is collected at any time, and asks for timers even in the middle of the
+            # clock's own work: it is to leave the clock alone.
+            return Timer(self, Never())
+        timer = Timer(self, self.clock.callLater(delay, due))
         if len(self._timers) > self._prune_at:
             self._timers = self.waits_for
             self._prune_at = max(64, 2 * len(self._timers))
@@ -68,6 +69,18 @@ class Process:
         self.alive = False
         for timer in self.waits_for:
             timer.drop()
+
+
+class Never:
+    """A call that is never made."""
+
+    def active(self) -> bool:
+        """It is not to come."""
+        return False
+
+    def getTime(self) -> float:
+        """When it is due."""
+        return float("inf")
 
 
 class Timer:

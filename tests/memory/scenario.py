@@ -122,7 +122,12 @@ class Scenario:
             self._over = True
             self.network.set_weather(CLEAR)
             self._say("clear weather")
-            self._reach(self._all_processed, AFTERWARDS, "processed")
+            # Whoever was just stopped or killed is to come back before all are asked to go.
+            self._reach(
+                lambda: len(self._applications) == len(HOSTS) and self._all_processed(),
+                AFTERWARDS,
+                "processed",
+            )
             self._check_store()
             self._part()
         except Violation:

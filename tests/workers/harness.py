@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import unquote
 
+import attrs
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SkipTest, TestCase
@@ -37,6 +38,9 @@ BRISK: Final = Persistence(
 
 QUICK: Final = Tuning(min_rto=0.1, max_rto=0.5, ack_timeout=0.3, max_retransmit=3)
 """Retransmissions for a network that has no delays."""
+
+ENDURING: Final = attrs.evolve(QUICK, max_retransmit=6)
+"""The same, of a client that has time to find another way before it gives up."""
 
 SECRET: Final = "for administrators"
 
@@ -129,7 +133,7 @@ class WorkersCase(TestCase):
             url,
             verification=verification,
             persistence=BRISK,
-            tuning=QUICK,
+            tuning=settings.pop("tuning", QUICK),
             **settings,
         )
         self.addCleanup(client.close)

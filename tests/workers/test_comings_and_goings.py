@@ -12,7 +12,7 @@ from urllib.parse import quote
 from synapse_lb.client.client import LowBandwidthClient
 from synapse_lb.testing.lossy import LossyRelay
 from synapse_lb.testing.throwaway_workers import MAIN, METRICS_PORTS, SHARED_PORT, WORKERS
-from tests.workers.harness import REACTOR, V3, Heard, User, WorkersCase, administrator, http, until
+from tests.workers.harness import ENDURING, REACTOR, V3, Heard, User, WorkersCase, administrator, http, until
 
 
 class Balancer(LossyRelay):
@@ -67,9 +67,9 @@ class ComingsAndGoingsCase(WorkersCase):
         self.addCleanup(relay.stop)
         return relay
 
-    def behind(self, relay: LossyRelay) -> LowBandwidthClient:
+    def behind(self, relay: LossyRelay, **settings: Any) -> LowBandwidthClient:
         """A client that knows only the relay."""
-        return self.client(url=f"coaps://127.0.0.1:{relay.port}")
+        return self.client(url=f"coaps://127.0.0.1:{relay.port}", **settings)
 
     async def observer(self, client: LowBandwidthClient) -> tuple[Any, Any, str, Heard]:
         """Two users in a room of which the second one observes: both, the room, what was heard."""
@@ -147,6 +147,35 @@ class BalancerTests(ComingsAndGoingsCase):
             texts.append(f"after {number}")
             await self.say(sender, alice, room_id, texts[-1])
             await until(lambda: heard.texts == texts)
+
+    async def test_requests_of_a_client_that_comes_to_another_worker(self) -> None:
+        """They are made again there, and are carried out once."""
+        balancer = Balancer([self.homeserver.port(8451), self.homeserver.port(8452)])
+        self.relay(balancer)
+        client = self.behind(balancer, tuning=ENDURING)
+        alice, bob = self.user(), self.user()
+        room_id = await self.room_of(alice, bob)
+        before = {worker: self.handshakes(worker) for worker in WORKERS}
+        texts = ["here"]
+        await self.say(client, alice, room_id, texts[0])
+        balancer.send_to(1)
+        texts.append("there")
+        await self.say(client, alice, room_id, texts[1])
+        body = await self.ok(client, "GET", f"{V3}/sync", token=alice.token)
+        heard = Heard(room_id)
+        heard(body)
+        self.assertEqual(heard.texts, texts)
+        self.assertEqual(
+            {worker: self.handshakes(worker) - before[worker] for worker in WORKERS},
+            {"worker1": 1, "worker2": 1},
+        )
+
+    def handshakes(self, worker: str) -> float:
+        """How many a worker has completed, at the port of its own."""
+        return sum(
+            self.metric(worker, "synapse_lb_handshakes_total", listener="own", outcome=outcome)
+            for outcome in ("full", "resumed")
+        )
 
 
 class OperatorTests(ComingsAndGoingsCase):
