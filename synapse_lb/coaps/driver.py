@@ -134,10 +134,13 @@ class EndpointDriver:
                 self._timer = None
             return
         delay = max(0.0, deadline - self.now())
-        if self._timer is None:
+        now, armed = self._clock.seconds(), self._timer
+        if armed is not None and now < armed.getTime() <= now + delay:
+            armed.reset(delay)
+        elif armed is None or armed.getTime() > now:
+            if armed is not None:
+                armed.cancel()  # to reset it to sooner, a reactor would look for it among all its timers
             self._timer = self._clock.callLater(delay, self._fire)
-        elif self._timer.getTime() > self._clock.seconds():
-            self._timer.reset(delay)
         # Else it is due. Put off again and again, by whatever comes first in each turn of a busy reactor, it would
         # never be made: nothing would be sent again, and nothing given up.
 
