@@ -9,10 +9,10 @@
                      |                                                     delivered: S = its next_batch │
                      └────────────── wait until the streams move <──────────────────────────┴────────────┘
 
-A message in a room with a thousand observers wakes all of them. If all their syncs began at once, all would end when the
-last one does. So a few are run at a time, in the order of waking, while those that were first are encrypted, sent, and
-read. Where the streams are is looked up when it is an observer's turn: what has happened while it waited is in the one
-sync that comes then. First syncs, which may be large, have a queue of their own, so that news does not wait for them.
+A message in a room with a thousand observers wakes all of them. If all their syncs began at once, all would end when
+the last one does. So a few are run at a time, in the order of waking. Where the streams are is looked up when it is an
+observer's turn: what has happened while it waited is in the one sync that comes then. First syncs, which may be large,
+have a queue of their own, so that news does not wait for them.
 
 Nothing is kept of a result but in the one notification that is on its way. If that fails the registration goes, and
 S with it: the client comes back with the S that it has processed. What happens meanwhile is not queued; that the
@@ -52,9 +52,6 @@ MAX_SPINS: Final = 4
 
 STALE_DELAY: Final = 5.0
 """s: until the next one after them, if the streams do not move before."""
-
-SLOW: Final = 1.0
-"""s: a sync that takes longer is a large one, or waits for something, and no other waits for it any more."""
 
 
 @frozen(kw_only=True)
@@ -147,8 +144,8 @@ class SyncObserver:
         self.clock: Final = clock
         self.options: Final = options if options is not None else ObserveOptions()
         self.counters: Final = ObserverCounters()
-        self._first = Turnstile(clock, self.options.max_syncs_at_once, SLOW)
-        self._further = Turnstile(clock, self.options.max_syncs_at_once, SLOW)
+        self._first: Final = Turnstile(clock, self.options.max_syncs_at_once)
+        self._further: Final = Turnstile(clock, self.options.max_syncs_at_once)
         self._observations: dict[int, Observation] = {}
         self._by_user: dict[str, dict[int, Observation]] = {}
 
@@ -213,8 +210,9 @@ class SyncObserver:
     def shutdown(self) -> None:
         """Tell all observers that the server stops (5.03), and end everything. Idempotent."""
         body = {"errcode": "M_UNKNOWN", "error": "The server is shutting down"}
-        for observation in list(self._observations.values()):
-            observation.end(MatrixResponse(503, body, RESTART_DELAY))
+        with self._first.closed(), self._further.closed():
+            for observation in list(self._observations.values()):
+                observation.end(MatrixResponse(503, body, RESTART_DELAY))
 
     # For observations
 

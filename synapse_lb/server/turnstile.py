@@ -4,13 +4,14 @@
 Synapse serves whatever it is given, a slice of each request after the other. So a client's share of it is the number of
 its requests among all: those of one association pass a turnstile, so that one that floods does not delay the others. A
 browser has six connections to a server, and as many requests over HTTP/1.1. And of many requests that begin together
-all end late: the syncs of observers whom the same message woke pass another, so that the first of them are told at once.
+all end late: the syncs of observers whom the same message woke pass another, so that the first are told at once.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -32,13 +33,11 @@ class Turnstile:
     Args:
         clock: the reactor.
         at_once: how many are served at a time.
-        slow: s: after which one does not count any more.
     """
 
-    def __init__(self, clock: Clock, at_once: int = AT_ONCE, slow: float = SLOW) -> None:
+    def __init__(self, clock: Clock, at_once: int = AT_ONCE) -> None:
         self._clock = clock
         self._at_once = at_once
-        self._slow_after = slow
         self._inside: dict[object, float] = {}  # in the order in which they came in
         self._waiting: OrderedDict[Deferred[None], None] = OrderedDict()
         self._opening = False
@@ -61,6 +60,16 @@ class Turnstile:
         self._waiting[turn] = None
         self._arm()
         return turn.addCallback(lambda _: self._begin(work))
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let nobody in as long as the block lasts, in which all are cancelled: they are not to begin before."""
+        before, self._opening = self._opening, True
+        try:
+            yield
+        finally:
+            self._opening = before
+            self._open()
 
     def _begin(self, work: Callable[[], Deferred[T]]) -> Deferred[T]:
         visit = object()
@@ -96,12 +105,12 @@ class Turnstile:
             self._timer.cancel()
             self._timer = None
         elif wanted and self._timer is None:
-            delay = next(iter(self._inside.values())) + self._slow_after - self._clock.seconds()
+            delay = next(iter(self._inside.values())) + SLOW - self._clock.seconds()
             self._timer = self._clock.callLater(max(0.0, delay), self._slow)
 
     def _slow(self) -> None:
         self._timer = None
-        before = self._clock.seconds() - self._slow_after
+        before = self._clock.seconds() - SLOW
         for visit in [visit for visit, since in self._inside.items() if since <= before]:
             del self._inside[visit]
         self._open()
