@@ -140,7 +140,8 @@ class EndpointDriver:
             self._timer = self._clock.callLater(max(0.0, deadline - self.now()), self._fire)
         elif deadline < self._armed_for and self._timer.getTime() > self._clock.seconds():
             self._armed_for = deadline
-            self._timer.reset(max(0.0, deadline - self.now()))
+            self._timer.cancel()  # To reset it to sooner, a reactor would look for it among all its timers.
+            self._timer = self._clock.callLater(max(0.0, deadline - self.now()), self._fire)
         # Else it comes early, and is set anew then. It is never put off: that would cost something for each message,
         # and done again and again, by whatever comes first in each turn of a busy reactor, the call would never be
         # made: nothing would be sent again, and nothing given up.

@@ -66,7 +66,10 @@ _COAP_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "snapshot_bytes_total": values.size,
     "snapshot_lifetime": values.seconds,
 }
-_OBSERVE_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {"max_observations_per_user": _any_integer}
+_OBSERVE_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "max_observations_per_user": _any_integer,
+    "max_syncs_at_once": _any_integer,
+}
 _TUNING_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "ack_timeout": values.seconds,
     "ack_random_factor": values.number,

@@ -31,6 +31,11 @@ def _observed(port: BoundPort) -> ObserverCounters:
     return ObserverCounters() if observer is None else observer.counters
 
 
+def _waiting(port: BoundPort) -> int:
+    observer = port.gateway.observer
+    return 0 if observer is None else observer.waiting
+
+
 def _passed_on(port: BoundPort) -> UpstreamCounters:
     return UpstreamCounters() if port.upstream is None else port.upstream.counters
 
@@ -50,6 +55,7 @@ _LABELS: Final = ("server_name", "listener", "address")
 _GAUGES: Final[tuple[tuple[str, str, Callable[[BoundPort], float]], ...]] = (
     ("strangers", "Associations without a valid access token so far", lambda port: port.dtls.strangers),
     ("observations", "Observations of /sync", lambda port: port.gateway.observations),
+    ("observations_waiting", "Observations that wait for their turn to sync", _waiting),
     ("requests_running", "Requests that are being served", lambda port: port.gateway.running),
     ("peers", "Clients of which CoAP keeps something", lambda port: len(port.gateway.endpoint.peers)),
     ("exchanges", "Requests that are open, both ways", lambda port: port.gateway.endpoint.open_exchanges),

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
 """The policy of an observed sync (RFC 7641, MSC3079): what is sent when, and what an acknowledgement moves.
 
-    register ──> where are the streams? ──> sync after S, without waiting ──> anything in it? ──no──┐
-                     ^                            |                               yes, or the first │
-                     |                         an error                                v            │
-                     |                            v                                 notify          │
-                     |                  the last response, end                         |            │
-                     |                                                delivered: S = its next_batch │
-                     └──────────────── wait until the streams move <───────────────────┴────────────┘
+    register ──> wait for its turn ──> where are the streams? ──> sync after S ──> anything in it? ──no──┐
+                     ^                                                |             yes, or the first    │
+                     |                                             an error                 v            │
+                     |                                                v                  notify          │
+                     |                                      the last response, end          |            │
+                     |                                                     delivered: S = its next_batch │
+                     └────────────── wait until the streams move <──────────────────────────┴────────────┘
+
+A message in a room with a thousand observers wakes all of them. If all their syncs began at once, all would end when
+the last one does. So a few are run at a time, in the order of waking. Where the streams are is looked up when it is an
+observer's turn: what has happened while it waited is in the one sync that comes then. First syncs, which may be large,
+have a queue of their own, so that news does not wait for them.
 
 Nothing is kept of a result but in the one notification that is on its way. If that fails the registration goes, and
 S with it: the client comes back with the S that it has processed. What happens meanwhile is not queued; that the
@@ -19,7 +24,7 @@ it moves to the end of a delivered result, or to the end of one in which there i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
 from attrs import define, field, frozen, validators
@@ -30,8 +35,9 @@ from twisted.python.failure import Failure
 from synapse_lb.coaps.clock import Clock, Timer
 from synapse_lb.msc3079.messages import MatrixRequest, MatrixResponse
 from synapse_lb.server.dispatcher import Address, Dispatcher
-from synapse_lb.server.news import NewsSubscription, NewsWaiter
+from synapse_lb.server.news import NewsSubscription, NewsWaiter, Position
 from synapse_lb.server.observable import Observable
+from synapse_lb.server.turnstile import Turnstile
 
 T = TypeVar("T")
 
@@ -58,6 +64,7 @@ class ObserveOptions:
         max_retries: Further attempts at a sync that failed for a passing reason (429, 5xx).
         first_retry_after: s: before the first of them; doubled for each further one.
         longest_retry_after: s: the longest wait before one. A server that asks for more ends the observation.
+        max_syncs_at_once: Syncs that are run at a time, and as many first ones; the others wait for their turn.
         sliding_sync: Whether sliding sync can be observed, and not `/sync` only.
     """
 
@@ -65,6 +72,7 @@ class ObserveOptions:
     max_retries: int = field(default=6, validator=validators.ge(0))
     first_retry_after: float = field(default=1.0, validator=validators.gt(0))
     longest_retry_after: float = field(default=30.0, validator=validators.gt(0))
+    max_syncs_at_once: int = field(default=32, validator=validators.ge(1))
     sliding_sync: bool = True
 
 
@@ -80,6 +88,8 @@ class ObserverCounters:
     """Observations that made room for a newer one of the same access token."""
     syncs: int = 0
     """Syncs that were run."""
+    queued: int = 0
+    """Syncs that had to wait for their turn."""
     empty: int = 0
     """Results that were not sent, because nothing was in them."""
     notifications: int = 0
@@ -134,6 +144,8 @@ class SyncObserver:
         self.clock: Final = clock
         self.options: Final = options if options is not None else ObserveOptions()
         self.counters: Final = ObserverCounters()
+        self._first: Final = Turnstile(clock, self.options.max_syncs_at_once)
+        self._further: Final = Turnstile(clock, self.options.max_syncs_at_once)
         self._observations: dict[int, Observation] = {}
         self._by_user: dict[str, dict[int, Observation]] = {}
 
@@ -142,6 +154,11 @@ class SyncObserver:
 
     def __iter__(self) -> Iterator[Observation]:
         return iter(list(self._observations.values()))
+
+    @property
+    def waiting(self) -> int:
+        """How many observations wait for their turn to sync."""
+        return self._first.waiting + self._further.waiting
 
     def observable(self, request: MatrixRequest) -> Observable | None:
         """What observes a request; None if it cannot be observed."""
@@ -193,10 +210,19 @@ class SyncObserver:
     def shutdown(self) -> None:
         """Tell all observers that the server stops (5.03), and end everything. Idempotent."""
         body = {"errcode": "M_UNKNOWN", "error": "The server is shutting down"}
-        for observation in list(self._observations.values()):
-            observation.end(MatrixResponse(503, body, RESTART_DELAY))
+        with self._first.closed(), self._further.closed():
+            for observation in list(self._observations.values()):
+                observation.end(MatrixResponse(503, body, RESTART_DELAY))
 
     # For observations
+
+    def in_turn(self, work: Callable[[], Deferred[T]], *, is_first: bool) -> Deferred[T]:
+        """Begin a sync when it is its turn; to cancel the Deferred is to give up the turn, or the sync."""
+        turnstile = self._first if is_first else self._further
+        before = turnstile.waiting
+        result = turnstile.run(work)
+        self.counters.queued += turnstile.waiting > before
+        return result
 
     def admit(self, newcomer: Observation, user_id: str) -> bool:
         """Find room for an observation of a user, whose it is from then on; it may take that of an older one."""
@@ -332,8 +358,7 @@ class Observation:
     async def _observe(self, subscription: NewsSubscription) -> None:
         spins = 0
         while not self._over:
-            before = await self._wait(subscription.position())
-            response = await self._sync()
+            before, response = await self._sync(subscription)
             batch = self.observable.position_in(response.body)
             if response.status != 200 or batch is None:
                 self.end(response if response.status != 200 else _no_result())
@@ -377,21 +402,33 @@ class Observation:
         await self._wait(in_flight)
         return True
 
-    async def _sync(self) -> MatrixResponse:
-        """Run the sync, again after a while if it fails for a passing reason; the first one is not repeated."""
-        options = self._observer.options
+    async def _sync(self, subscription: NewsSubscription) -> tuple[Position, MatrixResponse]:
+        """Run the sync, again after a while if it fails for a passing reason; the first one is not repeated.
+
+        Returns:
+            Where the streams were before, and what came of it.
+        """
+        observer, options, is_first = self._observer, self._observer.options, self.observable.is_first
+
+        def begin() -> Deferred[tuple[Position, MatrixResponse]]:
+            return subscription.position().addCallback(run)
+
+        def run(before: Position) -> Deferred[tuple[Position, MatrixResponse]]:
+            request = self.observable.next_request()
+            return self._dispatch(request).addCallback(lambda response: (before, response))
+
         wait = options.first_retry_after
         for attempt in range(options.max_retries + 1):
-            response = await self._wait(self._dispatch(self.observable.next_request()))
+            before, response = await self._wait(observer.in_turn(begin, is_first=is_first))
             delay = max(wait, response.retry_after or 0.0)
             passing = response.status == 429 or response.status >= 500
-            if not passing or self.observable.is_first or delay > options.longest_retry_after:
-                return response
+            if not passing or is_first or delay > options.longest_retry_after:
+                return before, response
             if attempt < options.max_retries:
                 self._counters.retries += 1
                 await self._sleep(delay)
                 wait = min(2 * wait, options.longest_retry_after)
-        return response
+        return before, response
 
     def _dispatch(self, request: MatrixRequest) -> Deferred[MatrixResponse]:
         """Run a request; its Deferred goes back to the dispatcher with the size of what it led to."""

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: AGPL-3.0-or-later
-"""How many requests of one association are served at a time, so that one that floods does not delay the others.
+"""How much is asked of Synapse at a time, where the rest had better wait for its turn.
 
-Synapse serves whatever it is given, a slice of each request after the other, so a client's share of it is the number of
-its requests among all. A browser has six connections to a server, and as many requests over HTTP/1.1.
+Synapse serves whatever it is given, a slice of each request after the other. So a client's share of it is the number of
+its requests among all: those of one association pass a turnstile, so that one that floods does not delay the others. A
+browser has six connections to a server, and as many requests over HTTP/1.1. And of many requests that begin together
+all end late: the syncs of observers whom the same message woke pass another, so that the first are told at once.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -29,12 +32,14 @@ class Turnstile:
 
     Args:
         clock: the reactor.
+        at_once: how many are served at a time.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, at_once: int = AT_ONCE) -> None:
         self._clock = clock
+        self._at_once = at_once
         self._inside: dict[object, float] = {}  # in the order in which they came in
-        self._waiting: deque[Deferred[None]] = deque()
+        self._waiting: OrderedDict[Deferred[None], None] = OrderedDict()
         self._opening = False
         self._timer: Timer | None = None
 
@@ -49,12 +54,22 @@ class Turnstile:
         Returns:
             A Deferred of its outcome; cancelling it cancels the work, also before it has begun.
         """
-        if not self._waiting and len(self._inside) < AT_ONCE:
+        if not self._waiting and len(self._inside) < self._at_once:
             return self._begin(work)
         turn: Deferred[None] = Deferred(self._give_up)
-        self._waiting.append(turn)
+        self._waiting[turn] = None
         self._arm()
         return turn.addCallback(lambda _: self._begin(work))
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let nobody in as long as the block lasts, in which all are cancelled: they are not to begin before."""
+        before, self._opening = self._opening, True
+        try:
+            yield
+        finally:
+            self._opening = before
+            self._open()
 
     def _begin(self, work: Callable[[], Deferred[T]]) -> Deferred[T]:
         visit = object()
@@ -73,14 +88,14 @@ class Turnstile:
             return
         self._opening = True
         try:
-            while self._waiting and len(self._inside) < AT_ONCE:
-                self._waiting.popleft().callback(None)
+            while self._waiting and len(self._inside) < self._at_once:
+                self._waiting.popitem(last=False)[0].callback(None)
         finally:
             self._opening = False
         self._arm()
 
     def _give_up(self, turn: Deferred[None]) -> None:
-        self._waiting.remove(turn)
+        del self._waiting[turn]
         self._arm()
 
     def _arm(self) -> None:

@@ -86,12 +86,14 @@ class ListenerTests(SynchronousTestCase):
     def test_observing(self) -> None:
         config = listener(
             observe=False,
-            limits={"max_observations_per_peer": 3, "max_observations_per_user": 5},
+            limits={"max_observations_per_peer": 3, "max_observations_per_user": 5, "max_syncs_at_once": 9},
             tuning={"notification_processing": "5m"},
         )
         self.assertFalse(config.observe)
         self.assertEqual(config.limits, Limits(max_observations_per_peer=3))
-        self.assertEqual(config.observe_options, ObserveOptions(max_observations_per_user=5))
+        self.assertEqual(
+            config.observe_options, ObserveOptions(max_observations_per_user=5, max_syncs_at_once=9)
+        )
         self.assertEqual(config.tuning, Tuning(q_block=True, notification_processing=300.0))
         with self.assertRaises(ConfigError) as caught:
             listener(limits={"max_observations_per_user": 0})
