@@ -133,10 +133,10 @@ def main(terminal: Terminal | None = None) -> int:
         The exit status.
     """
     terminal = terminal or Terminal.of_process()
-    heed_sigterm()
     homeserver = ThrowawayWorkers(TEMPLATES)
-    say("Starting PostgreSQL, Redis, and a Synapse of a main process and two workers (half a minute)")
     try:
+        heed_sigterm()
+        say("Starting PostgreSQL, Redis, and a Synapse of a main process and two workers (half a minute)")
         homeserver.start()
         return run_reactor(until_interrupted(demonstrate(terminal, homeserver), terminal, FAREWELL), terminal)
     except ServicesMissing as error:
