@@ -48,7 +48,6 @@ class CaptureChannel:
     def __init__(self, site: Any, peer: Address, host: Address, done: Deferred[MatrixResponse]) -> None:
         self.site = site
         self.factory = site
-        self.transport = self
         self.request: hooks.LowBandwidthRequest | None = None
         self._clock: Clock = site.reactor
         self._peer = peer
@@ -62,6 +61,11 @@ class CaptureChannel:
         self._next: Timer | None = None
 
     # What twisted.web.http.Request asks of its channel
+
+    @property
+    def transport(self) -> CaptureChannel:
+        """The connection below it."""
+        return self
 
     def getPeer(self) -> Address:
         """Return the client's address."""
@@ -124,6 +128,7 @@ class CaptureChannel:
             self._answer(_response(status, body, request.responseHeaders))
         else:
             self._answer(_captured(request.code, bytes(self._written), request.responseHeaders))
+        self.request = None  # It names this as its transport: both would stay until the garbage is collected.
 
     def loseConnection(self) -> None:
         """Synapse ends what it refused before it reached a resource; what it wrote is the answer."""
@@ -157,7 +162,12 @@ class CaptureChannel:
 
     def later(self, what: Callable[[], None]) -> None:
         """Do something in the next turn of the reactor, unless the client goes away before."""
-        self._next = self._clock.callLater(0, what)
+
+        def now() -> None:
+            self._next = None
+            what()
+
+        self._next = self._clock.callLater(0, now)
 
     def client_gone(self) -> None:
         """Tell Synapse that the client went away."""
