@@ -174,9 +174,7 @@ class Subscription:
 
     def covers(self, position: Any, batch: str) -> Deferred[bool]:
         """Whether a result that ends at `batch` goes at least as far as `position`."""
-        return self._streams.in_background(
-            "low-bandwidth-covers", lambda: self._streams.covers(position, batch)
-        )
+        return self._streams.covers(position, batch)
 
     def news(self, position: Any) -> Deferred[None]:
         """Wait until the user's streams are elsewhere than at `position`."""

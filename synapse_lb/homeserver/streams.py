@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from synapse_lb.homeserver import hooks
@@ -51,6 +51,8 @@ class Streams:
         self.tracks_presence: Final[bool] = hs.config.server.track_presence
         self._afterwards = hooks.logging_context("low-bandwidth-presence", self._server_name)
         self._asking: dict[str, list[Deferred[Any]]] = {}
+        # The token that was read last: the results of all observers whom one message wakes end at the same place.
+        self._end: tuple[str, Any] = "", None
 
     def in_background(self, name: str, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
         """Do some of Synapse's work in a log context of its own.
@@ -164,9 +166,17 @@ class Streams:
         """
         return self._stream(user_id) is mark
 
-    async def covers(self, position: Any, batch: str) -> bool:
+    def covers(self, position: Any, batch: str) -> Deferred[bool]:
         """Whether a position is no further than the token of a result of ``/sync``, or ``pos`` of sliding sync."""
-        end = await hooks.StreamToken.from_string(self._store, batch.rpartition("/")[2])
+        token = batch.rpartition("/")[2]
+        known, end = self._end
+        if token == known:
+            return succeed(bool(position.is_before_or_eq(end)))
+        return self.in_background("low-bandwidth-covers", lambda: self._covers(position, token))
+
+    async def _covers(self, position: Any, token: str) -> bool:
+        end = await hooks.StreamToken.from_string(self._store, token)
+        self._end = token, end
         return bool(position.is_before_or_eq(end))
 
     async def appear(self, user_id: str, device_id: str | None, presence: str) -> Any:

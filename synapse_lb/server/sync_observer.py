@@ -9,10 +9,10 @@
                      |                                                     delivered: S = its next_batch │
                      └────────────── wait until the streams move <──────────────────────────┴────────────┘
 
-A message in a room with a thousand observers wakes all of them. If all their syncs began at once, all would end when
-the last one does. So a few are run at a time, in the order of waking. Where the streams are is looked up when it is an
-observer's turn: what has happened while it waited is in the one sync that comes then. First syncs, which may be large,
-have a queue of their own, so that news does not wait for them.
+A message in a room wakes all its observers. If the syncs of very many began at once, all would end when the last one
+does. So there is a limit to those that are run at a time; others wait, in the order of waking. Where the streams are is
+looked up when it is an observer's turn: what has happened while it waited is in the one sync that comes then. First
+syncs, which may be large, have a queue of their own, so that news does not wait for them.
 
 Nothing is kept of a result but in the one notification that is on its way. If that fails the registration goes, and
 S with it: the client comes back with the S that it has processed. What happens meanwhile is not queued; that the
@@ -72,7 +72,7 @@ class ObserveOptions:
     max_retries: int = field(default=6, validator=validators.ge(0))
     first_retry_after: float = field(default=1.0, validator=validators.gt(0))
     longest_retry_after: float = field(default=30.0, validator=validators.gt(0))
-    max_syncs_at_once: int = field(default=32, validator=validators.ge(1))
+    max_syncs_at_once: int = field(default=1024, validator=validators.ge(1))
     sliding_sync: bool = True
 
 

@@ -148,6 +148,20 @@ class DriverTests(SynchronousTestCase):
         self.driver.receive("a", b"in")
         self.assertEqual(self.calls(), [1002.0])
 
+    def test_a_sooner_deadline_is_not_looked_for_among_all_timers(self) -> None:
+        """A reactor has thousands, and would go through them one by one."""
+        reactor = ReactorBase.__new__(TurningReactor)
+        ReactorBase.__init__(reactor)
+        driver = EndpointDriver(cast(Endpoint, self.endpoint), reactor, lambda *sent: None, lambda each: None)
+        self.patch(reactor, "_moveCallLaterSooner", lambda call: self.fail("searched"))
+        for deadline, comes in ((10.0, 10.0), (3.0, 3.0), (7.0, 3.0), (2.0, 2.0)):
+            self.endpoint.deadline = deadline
+            driver.flush()
+            self.assertEqual(
+                [cast(DelayedCall, call).getTime() for call in reactor.getDelayedCalls()], [comes]
+            )
+        driver.stop()
+
     def test_the_timer_fires_and_flushes(self) -> None:
         self.endpoint.deadline = 2.0
         self.endpoint.on_timer = lambda: self.endpoint.outgoing.append(("a", b"again"))

@@ -156,6 +156,28 @@ class NewsTests(SynchronousTestCase):
         subscription.close()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_where_many_results_end_is_read_once(self) -> None:
+        read: list[str] = []
+
+        async def from_string(store: object, text: str) -> Any:
+            read.append(text)
+            return int(text[1:])
+
+        class Position(int):
+            def is_before_or_eq(self, end: int) -> bool:
+                return self <= end
+
+        self.patch(hooks, "StreamToken", SimpleNamespace(from_string=from_string))
+        subscriptions = [self.subscribe() for _ in range(3)]
+        for batch, covered in (("s5", [5]), ("0/s6", [5, 6]), ("s6", [5, 6]), ("s5", [5])):
+            found = [
+                position
+                for each, position in zip(subscriptions, (5, 6, 7), strict=True)
+                if self.successResultOf(each.covers(Position(position), batch))
+            ]
+            self.assertEqual(found, covered)
+        self.assertEqual(read, ["s5", "s6", "s5"])
+
     def test_a_wait_that_is_cancelled_leaves_nothing(self) -> None:
         subscription = self.subscribe()
         waiting = subscription.news(self.successResultOf(subscription.position()))
