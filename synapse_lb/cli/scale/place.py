@@ -20,6 +20,10 @@ API: Final = "/_matrix/client/v3"
 _CROWD: Final = "/_synapse/client/crowd"
 _AT_ONCE: Final = 100
 _PLENTY: Final = 1_000_000
+CACHE_FACTOR: Final = 10
+"""`caches.global_factor` of Synapse, as whoever has thousands of users who sync sets it. With its default of 0.5 it
+keeps what it needs of 500 users, and looks it up for each of the others, each time."""
+
 _LIMITS: Final = {
     "max_associations": _PLENTY,
     "max_associations_per_source": _PLENTY,
@@ -142,6 +146,7 @@ def place(terminal: Terminal, **extra: Any) -> Iterator[Place]:
                 {"module": "synapse_lb.LowBandwidthModule", "config": {}},
                 {"module": "synapse_lb.testing.crowd.CrowdModule", "config": {}},
             ],
+            "caches": {"global_factor": CACHE_FACTOR},
             **extra,
         },
     )
