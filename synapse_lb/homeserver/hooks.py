@@ -36,7 +36,7 @@ try:
     from synapse.config.workers import MAIN_PROCESS_INSTANCE_MAP_NAME, MAIN_PROCESS_INSTANCE_NAME
     from synapse.handlers.presence import BasePresenceHandler
     from synapse.http.server import UnrecognizedRequestResource
-    from synapse.http.site import SynapseRequest, SynapseSite
+    from synapse.http.site import SynapseRequest
     from synapse.logging import context as log_contexts
     from synapse.logging.context import (
         SENTINEL_CONTEXT,
@@ -347,10 +347,10 @@ class Homeserver:
             reactor=self.reactor,
             hs=self._hs,
         )
-        site.client = client
+        site.client, site.largest_body = client, self.max_request_body_size
         return site
 
-    def request(self, channel: Any, site: SynapseSite) -> LowBandwidthRequest:
+    def request(self, channel: Any, site: LowBandwidthSite) -> LowBandwidthRequest:
         """Build a request, as Synapse does for each that comes in over HTTP.
 
         Args:
@@ -361,7 +361,7 @@ class Homeserver:
             channel,
             site,
             our_server_name=self.server_name,
-            max_request_body_size=self.max_request_body_size,
+            max_request_body_size=site.largest_body,
         )
 
     def when_listening(self, mine: Callable[[object], bool], start: Callable[[], None]) -> None:

@@ -16,8 +16,11 @@ from synapse.http.site import SynapseRequest, SynapseSite
 from synapse.rest import ClientRestResource
 from synapse.rest.well_known import ClientWellKnownResource
 from twisted.python.failure import Failure
+from twisted.web.server import Site
 
 from synapse_lb.homeserver import answers
+
+_CLIENT: Final = b"/_matrix/client/"
 
 MAX_PLACES: Final = 256
 """Paths of which is remembered which servlet serves them."""
@@ -36,6 +39,13 @@ class LowBandwidthRequest(SynapseRequest):
 
     answer: tuple[int, Any] | None = None
     client_gone = False
+    _redacted: tuple[Any, str] = None, ""
+
+    def get_redacted_uri(self) -> str:
+        """Return the URI as logs may show it; it is asked for several times."""
+        if self._redacted[0] is not self.uri:
+            self._redacted = self.uri, super().get_redacted_uri()
+        return self._redacted[1]
 
     def process(self) -> None:
         """Have the resource of its path serve it; the headers that Twisted sets before are left out."""
@@ -143,9 +153,18 @@ class LowBandwidthSite(SynapseSite):
 
     Attributes:
         client: Its resource for ``/_matrix/client``.
+        largest_body: Bytes of the largest body of a request.
     """
 
     client: ClientResource
+    largest_body: int
+
+    def getResourceFor(self, request: Any) -> Any:
+        """Return the resource of a request; there is none to be passed on to another server, as Synapse's own has."""
+        if request.path.startswith(_CLIENT):
+            request.site, request.sitepath = self, []
+            return self.client
+        return Site.getResourceFor(self, request)
 
 
 class WellKnownClientResource(ObjectAnswers, ClientWellKnownResource):

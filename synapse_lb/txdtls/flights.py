@@ -131,6 +131,8 @@ class Flights:
         Returns:
             The records to send; whether there is a new flight among them; whether OpenSSL repeated something.
         """
+        if len(written) == 1 and written[0][0] == records.APPLICATION_DATA:
+            return written, False, False
         flight: list[bytes] = []
         others: list[bytes] = []
         repeated = False

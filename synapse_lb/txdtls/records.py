@@ -86,6 +86,8 @@ def pack_records(
     Returns:
         Datagrams, none longer than `mtu` unless a single record is.
     """
+    if len(records) == 1:
+        return [records[0]]
     datagrams: list[bytes] = []
     current: list[bytes] = []
     size = 0
