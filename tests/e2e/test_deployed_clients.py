@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 import struct
 from typing import Any
@@ -183,7 +184,7 @@ class DeployedClientTests(SynapseTestCase):
         self.assertIs(first.type, Type.CON)
         self.assertNotEqual(first.message_id, acknowledgement.message_id)
         client.peer.send(Message(Type.ACK, Code.EMPTY, first.message_id))
-        await self.assert_run(r"GET \S+/sync\S* CoAP", 1)
+        await self.assert_run(rf"GET \S+/sync\?since={re.escape(since)}&timeout=30000 CoAP", 1)
 
     async def test_blocks_of_1024_bytes(self) -> None:
         user = self.user()
