@@ -104,8 +104,7 @@ class DuplicateTable:
         seen = Seen(message_id, digest, now + lifetime, lifetime)
         self._seen[message_id] = self._others[message_id] = seen
         self._latest = max(self._latest, seen.expires)
-        if len(self._seen) > self._limits.dedup_entries_per_peer:
-            self._make_room()
+        self._make_room()
         return seen
 
     def repeated(self, seen: Seen, now: float) -> None:
@@ -147,8 +146,7 @@ class DuplicateTable:
             seen.harmless = True
             del self._others[seen.message_id]
             self._harmless[seen.message_id] = seen
-        if reply is not None or len(self._seen) > self._limits.dedup_entries_per_peer:
-            self._make_room()
+        self._make_room()
 
     def sweep(self, now: float) -> None:
         """Forget the messages whose time is over; one that is being worked on gets more time."""

@@ -222,8 +222,9 @@ class Options:
         Args:
             excluded: Numbers to leave out, besides those that are NoCacheKey by their number.
         """
-        # The latter as in `is_no_cache_key`, which is not called for each option of each request.
-        return tuple([pair for pair in self.pairs if pair[0] & 0x1E != 0x1C and pair[0] not in excluded])
+        return tuple(
+            [pair for pair in self.pairs if pair[0] not in excluded and not is_no_cache_key(pair[0])]
+        )
 
     def __iter__(self) -> Iterator[OptionPair]:
         return iter(self.pairs)
@@ -282,11 +283,8 @@ def are_legal(options: Options, understood: Collection[int] = ()) -> bool:
     for number, value in options.pairs:
         if number & 0x01 and number not in RECOGNIZED_CRITICAL and number not in understood:
             return False
-        legal = _LEGAL.get(number)
-        if legal is not None:
-            shortest, longest, repeatable = legal
-            if not shortest <= len(value) <= longest or (number == previous and not repeatable):
-                return False
+        if _is_illegal(number, value, previous):
+            return False
         previous = number
     return True
 

@@ -380,8 +380,7 @@ class Responder:
             response = evolve(response, options=response.options.without(OptionNumber.OBSERVE))
         found.reports = response.report
         first = self._first_message(found, response, now)
-        if found.notification is not None:
-            self.notifications.abandon(found, now)
+        self.notifications.abandon(found, now)
         if first.snapshot is not None:
             self.snapshots.add(first.snapshot, now)
             self._counters.blocks_sent += 1
@@ -484,14 +483,12 @@ class Responder:
     def _end(self, exchange: ServerExchange, now: float, reply: bytes | None = None) -> None:
         """End an exchange; `reply` is what its request's copies will be answered with."""
         exchange.advance(Step.END)
-        if exchange.transmission is not None:
-            self._reliability.stop(exchange.transmission, now)
-            exchange.transmission = None
+        self._reliability.stop(exchange.transmission, now)
+        exchange.transmission = None
         state = exchange.peer
         state.observations -= exchange.asked.registers
         state.dedup.settle(exchange.seen, reply)
         if state.serving.get(exchange.token) is exchange:
             del state.serving[exchange.token]
-        if exchange.notification is not None:
-            self.notifications.abandon(exchange, now)
+        self.notifications.abandon(exchange, now)
         self._core.forget(exchange)

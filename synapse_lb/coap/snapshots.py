@@ -27,7 +27,6 @@ from hashlib import blake2b
 
 from attrs import define, frozen
 
-from synapse_lb.coap.asked import PLAINLY
 from synapse_lb.coap.block import MAX_BLOCK_NUMBER, Block
 from synapse_lb.coap.blockwise import BlockKey, fits, fitting_szx, named_body
 from synapse_lb.coap.bodies import Body, BodyStore, Bounds
@@ -193,9 +192,7 @@ class Snapshots:
         size = exchange.peer.settings.max_message_size
         options = response.options.without(OptionNumber.BLOCK1, OptionNumber.BLOCK2, OptionNumber.SIZE2)
         length = len(response.payload)
-        first = options if further is NO_OPTIONS else Options((*options, *further))
-        if exchange.asked is not PLAINLY:
-            first = _first_options(exchange, first, length)
+        first = _first_options(exchange, Options((*options, *further)), length)
         wanted = exchange.asked.szx
         szx = self._limits.block_szx if wanted is None else min(self._limits.block_szx, wanted)
         if length <= 16 << szx and fits(response.code, first, length, size, exchange.token):

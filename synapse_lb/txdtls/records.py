@@ -186,12 +186,6 @@ def inspect(data: bytes, wire: int | None = None) -> Datagram | None:
     Returns:
         The summary, or None if the datagram does not begin with a whole record of a known type and version.
     """
-    size = len(data)
-    if data[:1] == b"\x17" and data[1:2] == b"\xfe" and data[3:5] != b"\0\0" and size >= HEADER_SIZE:
-        fragment = data[11] << 8 | data[12]
-        if size == HEADER_SIZE + fragment:  # one message, as most datagrams
-            wired = size if wire is None else wire
-            return Datagram(1, 1, True, True, fragment, -1, False, False, size, wired, wire is not None)
     count = application = start = 0
     last = -1
     message_sequence = -1

@@ -20,7 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from synapse_lb.cli.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from synapse_lb.testing.netns import why_unavailable
-from tests.e2e.test_demo import restore_sigint
+from tests.commands import restore_sigint
 from tests.project.sources import ROOT
 
 _MARK = "SYNAPSE_LB_TEST_MARK"

@@ -21,22 +21,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from synapse_lb.cli.demo_table import WIDTH
 from synapse_lb.cli.https_meter import wire_is_measurable
 from synapse_lb.testing.throwaway import synapse_is_installed
+from tests.commands import interrupted, processes_in
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 13
 """Requests of the conversation."""
-
-
-def processes_in(folder: Path) -> list[int]:
-    """Processes whose command line names the folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder).encode() in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
 
 
 class DemoTestCase(SynchronousTestCase):
@@ -104,23 +93,7 @@ class DemoTests(DemoTestCase):
 
     def interrupted(self, sign: signal.Signals, after: str) -> tuple[int, str]:
         """Send a signal once a line of the output has begun with `after`."""
-        process = subprocess.Popen(
-            # A shell's background jobs ignore SIGINT and hand that on; a terminal's do not.
-            self.command("demo"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=self.environment,
-            preexec_fn=restore_sigint,
-        )
-        self.addCleanup(process.kill)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(after):
-                break
-        process.send_signal(sign)
-        _, errors = process.communicate(timeout=60)
-        return process.returncode, errors
+        return interrupted(self, self.command("demo"), sign, after, environment=self.environment)
 
     def test_ctrl_c_in_the_middle(self) -> None:
         status, errors = self.interrupted(signal.SIGINT, "alice")
@@ -184,10 +157,6 @@ class WithoutSynapseTests(DemoTestCase):
         self.assertEqual(finished.returncode, 1, finished.stderr)
         self.assertIn("pip install 'synapse-lb[server]'", finished.stderr)
         self.assertNotIn("Traceback", finished.stderr)
-
-
-def restore_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def stop(pid: int) -> None:

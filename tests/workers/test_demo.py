@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,26 +14,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from synapse_lb.cli.errors import EXIT_INTERRUPTED
 from synapse_lb.testing import throwaway_services
+from tests.commands import interrupted, processes_in
 from tests.project.sources import ROOT
 from tools.demo_workers import FAREWELL
-
-
-def restore_sigint() -> None:
-    """A shell's background jobs ignore SIGINT and hand that on; a terminal's do not."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def processes_in(folder: Path) -> list[str]:
-    """Command lines that name the folder."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(line)
-    return found
 
 
 class InterruptedDemoTests(SynchronousTestCase):
@@ -51,23 +33,15 @@ class InterruptedDemoTests(SynchronousTestCase):
 
     def interrupt(self, sign: signal.Signals, after: str) -> None:
         """Send a signal once a line of the output has begun with `after`, and look at the end."""
-        process = subprocess.Popen(
+        ended = interrupted(
+            self,
             [sys.executable, "-m", "tools.demo_workers"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "TMPDIR": str(self.folder)},
-            preexec_fn=restore_sigint,
+            sign,
+            after,
+            environment={**os.environ, "TMPDIR": str(self.folder)},
+            folder=ROOT,
         )
-        self.addCleanup(process.kill)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(after):
-                break
-        process.send_signal(sign)
-        _, errors = process.communicate(timeout=120)
-        self.assertEqual((process.returncode, errors.strip()), (EXIT_INTERRUPTED, FAREWELL))
+        self.assertEqual((ended[0], ended[1].strip()), (EXIT_INTERRUPTED, FAREWELL))
         self.assertEqual(list(self.folder.iterdir()), [])
         self.assertEqual(processes_in(self.folder), [])
 
