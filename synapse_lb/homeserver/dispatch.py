@@ -20,6 +20,7 @@ from twisted.web.http_headers import Headers
 
 from synapse_lb.coaps.clock import Clock, Timer
 from synapse_lb.homeserver import answers, hooks
+from synapse_lb.homeserver.shared_reads import ReadCounters
 from synapse_lb.msc3079.messages import NO_BODY, MatrixRequest, MatrixResponse, retry_after_of
 from synapse_lb.msc3079.options import MAX_UINT32
 from synapse_lb.server.dispatcher import Address
@@ -258,6 +259,12 @@ class SynapseDispatcher:
         """Whether a request that is dispatched now begins before the next turn of the reactor."""
         return hooks.between_requests()
 
+    @property
+    def reads(self) -> ReadCounters:
+        """What observers' syncs have read together."""
+        further = self._site.client.further
+        return ReadCounters() if further is None else further.reads.counters
+
     def serves(self, method: str, path: bytes) -> bool:
         """Whether this process has a servlet for a method and a path below ``/_matrix/client/``."""
         return self._site.client.serves(method, path)
@@ -265,6 +272,7 @@ class SynapseDispatcher:
     def _begin(self, request: MatrixRequest, channel: CaptureChannel) -> None:
         served = self._homeserver.request(channel, self._site)
         channel.request = served
+        served.is_further = request.is_further
         if request.body is not NO_BODY:
             body = _json_text(request.body)
             served.requestHeaders.setRawHeaders(b"Content-Type", [b"application/json"])

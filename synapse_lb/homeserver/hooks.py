@@ -12,6 +12,7 @@ Written for, and run against, Synapse 1.150 to 1.163.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import sys
@@ -38,12 +39,7 @@ try:
     from synapse.http.server import UnrecognizedRequestResource
     from synapse.http.site import SynapseRequest
     from synapse.logging import context as log_contexts
-    from synapse.logging.context import (
-        SENTINEL_CONTEXT,
-        PreserveLoggingContext,
-        current_context,
-        run_in_background,
-    )
+    from synapse.logging.context import PreserveLoggingContext
     from synapse.notifier import Notifier, _NotifierUserStream
     from synapse.replication.tcp.streams import CachesStream
     from synapse.rest import ClientRestResource
@@ -53,7 +49,9 @@ try:
     from synapse.util import SYNAPSE_VERSION
     from synapse.util.httpresourcetree import create_resource_tree
 
-    from synapse_lb.homeserver import advertising
+    from synapse_lb.homeserver import advertising, further_syncs, shared_reads
+    from synapse_lb.homeserver.contexts import between_requests, in_background, logging_context
+    from synapse_lb.homeserver.further_syncs import Batches, FurtherSyncs
     from synapse_lb.homeserver.resources import (
         ClientAnswers,
         ClientResource,
@@ -62,6 +60,7 @@ try:
         ObjectAnswers,
         WellKnownClientResource,
     )
+    from synapse_lb.homeserver.shared_reads import Overlay, SharedReads, SharingStore
 except ImportError as error:
     raise ConfigError(
         "synapse-lb does not support this version of Synapse, which lacks something that it needs; "
@@ -86,9 +85,9 @@ __all__ = [
     "check",
     "check_bind_error",
     "format_config_error",
+    "in_background",
     "logging_context",
     "require",
-    "run_in_background",
     "stop_starting_up",
     "teach_listener_type",
 ]
@@ -120,6 +119,7 @@ NEEDED: Final = (
     (Notifier, "wait_for_events"),
     (_NotifierUserStream, "new_listener"),
     (log_contexts, "LoggingContext"),
+    *further_syncs.NEEDED,
     (StreamToken, "from_string"),
     (StreamToken, "is_before_or_eq"),
     (Config, "parse_size"),
@@ -149,14 +149,8 @@ def _refuse(owner: object, name: str) -> None:
     )
 
 
-def logging_context(name: str, server_name: str) -> Any:
-    """Return a log context of Synapse's, which is a context manager."""
-    return vars(log_contexts)["LoggingContext"](name=name, server_name=server_name)
-
-
-def between_requests() -> bool:
-    """Whether what happens now is no part of a request of Synapse's, to whose account its time would go."""
-    return current_context() is SENTINEL_CONTEXT
+_DEVICE_CHANGES: Final = ("generate_sync_entry_for_device_list", "get_device_changes_in_shared_rooms")
+"""Methods of Synapse's device handler that a sync uses."""
 
 
 class ParsedListener(Protocol):
@@ -270,6 +264,11 @@ class Homeserver:
         """The homeserver's name."""
         return self._hs.hostname
 
+    @functools.cached_property
+    def batches(self) -> Batches:
+        """Positions in the results of this process; not before the homeserver has all of its parts."""
+        return Batches(self._hs.get_datastores().main)
+
     @property
     def reactor(self) -> Any:
         """The reactor that runs it (``ISynapseReactor``)."""
@@ -328,8 +327,14 @@ class Homeserver:
             tag: its name in the access log and in log contexts.
             port: its port.
             logger_name: name of the logger of its access log.
+
+        Raises:
+            ConfigError: this version of Synapse lacks an attribute that is needed.
         """
         client = ClientResource(self._hs)
+        servlet = client.sync_servlet()
+        if servlet is not None:
+            client.further = self._further_syncs(servlet)
         tree: dict[str, Resource] = {
             "/_matrix/client": client,
             "/.well-known/matrix/client": WellKnownClientResource(self._hs),
@@ -349,6 +354,22 @@ class Homeserver:
         )
         site.client, site.largest_body = client, self.max_request_body_size
         return site
+
+    def _further_syncs(self, servlet: Any) -> FurtherSyncs:
+        """What serves further syncs of observations beside Synapse's own servlet."""
+        check(further_syncs.needed_of(servlet))
+        require(servlet, "_server_notices_sender")
+        server, name = self._hs.config.server, self.server_name
+        require(server, "hs_disabled", "limit_usage_by_mau")
+        reads = SharedReads(self.reactor, lambda work: in_background("low-bandwidth-read", name, work))
+        return FurtherSyncs(
+            servlet,
+            _sharing(servlet.sync_handler, reads),
+            self.batches,
+            reads,
+            notices=servlet._server_notices_sender,
+            has_limits=bool(server.hs_disabled or server.limit_usage_by_mau),
+        )
 
     def request(self, channel: Any, site: LowBandwidthSite) -> LowBandwidthRequest:
         """Build a request, as Synapse does for each that comes in over HTTP.
@@ -413,6 +434,22 @@ class Homeserver:
     def stop_advertising(self) -> None:
         """Take back what `advertise` added. Idempotent."""
         advertising.stop_advertising(self._hs.config)
+
+
+def _sharing(handler: Any, reads: SharedReads) -> Any:
+    """A copy of Synapse's sync handler whose syncs share what they read."""
+    require(handler, "store", "_state_storage_controller", "_device_handler")
+    controller, devices = handler._state_storage_controller, handler._device_handler
+    require(controller, "stores", "get_state_ids_at")
+    require(devices, "store", *_DEVICE_CHANGES)
+    require(handler.store, *shared_reads.SHARED)
+    shared, store = copy.copy(handler), SharingStore(handler.store, reads)
+    shared.store = store
+    shared._state_storage_controller = Overlay(
+        controller, "get_state_ids_at", stores=Overlay(controller.stores, main=store)
+    )
+    shared._device_handler = Overlay(devices, *_DEVICE_CHANGES, store=store)
+    return shared
 
 
 def _in_instance_map(name: str) -> str:

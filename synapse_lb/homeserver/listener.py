@@ -20,6 +20,7 @@ from synapse_lb.homeserver.config import LowBandwidthListenerConfig
 from synapse_lb.homeserver.dispatch import SynapseDispatcher
 from synapse_lb.homeserver.handover import Handover
 from synapse_lb.homeserver.ports import listen_udp
+from synapse_lb.homeserver.shared_reads import ReadCounters
 from synapse_lb.server.dispatcher import Dispatcher
 from synapse_lb.server.gateway import Gateway
 from synapse_lb.server.news import NewsWaiter
@@ -59,6 +60,9 @@ class Listener:
         config: the listener.
         news: makes the source of news for observers, which all listeners share.
 
+    Attributes:
+        reads: what the syncs of observers have read together.
+
     Raises:
         ConfigError: the certificate cannot be used.
     """
@@ -71,6 +75,7 @@ class Listener:
     ) -> None:
         self.config: Final = config
         self.ports: list[BoundPort] = []
+        self.reads = ReadCounters()
         self._homeserver = homeserver
         self._news = news
         routing.check(homeserver, config.dispatch, ("listeners", config.tag, "dispatch"))
@@ -91,6 +96,7 @@ class Listener:
         local = SynapseDispatcher(
             self._homeserver, tag=self.config.tag, port=self.config.port, host=self._own_address()
         )
+        self.reads = local.reads
         try:
             for address in self.config.bind_addresses:
                 self._bind(address, local)

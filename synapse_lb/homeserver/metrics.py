@@ -134,6 +134,8 @@ class MetricsCollector(Collector):
             yield gauge
         for room, title, counters in _ROOMS:
             yield from _counters(room, title, [(labels, counters(port)) for labels, port in ports])
+        reads = [((self._server_name, listener.config.tag), listener.reads) for listener in self._listeners]
+        yield from _counters("reads", "Read for observers", reads, _LABELS[:2])
         yield _by("associations", "DTLS associations", "state", GaugeMetricFamily, _states, ports)
         yield _by(
             "handshakes", "DTLS handshakes that ended", "outcome", CounterMetricFamily, _outcomes, ports
@@ -152,14 +154,16 @@ class MetricsCollector(Collector):
 _Ports = Sequence[tuple[tuple[str, ...], BoundPort]]
 
 
-def _counters(room: str, title: str, found: list[tuple[tuple[str, ...], Any]]) -> Iterator[Metric]:
+def _counters(
+    room: str, title: str, found: Sequence[tuple[tuple[str, ...], Any]], names: Sequence[str] = _LABELS
+) -> Iterator[Metric]:
     if not found:
         return
     for field in attrs.fields(type(found[0][1])):
         if not isinstance(getattr(found[0][1], field.name), int):
             continue  # `ServerCounters.failures`, which has a metric of its own.
         metric = CounterMetricFamily(
-            f"synapse_lb_{room}_{field.name}", f"{title}: {field.name.replace('_', ' ')}", labels=_LABELS
+            f"synapse_lb_{room}_{field.name}", f"{title}: {field.name.replace('_', ' ')}", labels=names
         )
         for labels, counters in found:
             metric.add_metric(labels, getattr(counters, field.name))

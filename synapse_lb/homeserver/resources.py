@@ -14,11 +14,13 @@ from synapse.api.errors import UnrecognizedRequestError
 from synapse.http.server import finish_request
 from synapse.http.site import SynapseRequest, SynapseSite
 from synapse.rest import ClientRestResource
+from synapse.rest.client.sync import SyncRestServlet
 from synapse.rest.well_known import ClientWellKnownResource
 from twisted.python.failure import Failure
 from twisted.web.server import Site
 
 from synapse_lb.homeserver import answers
+from synapse_lb.homeserver.further_syncs import FurtherSyncs
 
 _CLIENT: Final = b"/_matrix/client/"
 
@@ -35,10 +37,12 @@ class LowBandwidthRequest(SynapseRequest):
     Attributes:
         answer: The status and the response object, once a resource has answered with one.
         client_gone: Whether the client went away before the answer.
+        is_further: Whether it is a further sync of an observation.
     """
 
     answer: tuple[int, Any] | None = None
     client_gone = False
+    is_further = False
     _redacted: tuple[Any, str] = None, ""
 
     def get_redacted_uri(self) -> str:
@@ -134,13 +138,35 @@ class RememberedServlets:
 
 
 class ClientResource(RememberedServlets, ClientAnswers, ClientRestResource):
-    """Everything under ``/_matrix/client`` that this process serves."""
+    """Everything under ``/_matrix/client`` that this process serves.
+
+    Attributes:
+        further: Serves further syncs of observations; None if this process serves no ``/sync``.
+    """
+
+    further: FurtherSyncs | None = None
+
+    def sync_servlet(self) -> SyncRestServlet | None:
+        """Synapse's servlet for ``/sync``; None if this process has none."""
+        asked: Any = SimpleNamespace(method=b"GET", path=_CLIENT + b"v3/sync")
+        try:
+            callback, _, _ = super()._get_handler_for_request(asked)
+        except UnrecognizedRequestError:
+            return None
+        servlet = getattr(callback, "__self__", None)
+        return servlet if isinstance(servlet, SyncRestServlet) else None
+
+    def _get_handler_for_request(self, request: Any) -> tuple[Any, str, dict[str, str]]:
+        callback, servlet, parameters = super()._get_handler_for_request(request)
+        if self.further is not None and request.is_further and servlet == SyncRestServlet.__name__:
+            callback = self.further.on_GET
+        return callback, servlet, parameters
 
     def serves(self, method: str, path: bytes) -> bool:
         """Whether there is a servlet for a request; workers have not all of them."""
         if answers.is_media(path):
             return True  # It is refused here.
-        asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path)
+        asked: Any = SimpleNamespace(method=method.encode("ascii"), path=path, is_further=False)
         try:
             self._get_handler_for_request(asked)
         except UnrecognizedRequestError:

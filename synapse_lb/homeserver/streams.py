@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.python.failure import Failure
 
 from synapse_lb.homeserver import hooks
 
@@ -51,8 +50,7 @@ class Streams:
         self.tracks_presence: Final[bool] = hs.config.server.track_presence
         self._afterwards = hooks.logging_context("low-bandwidth-presence", self._server_name)
         self._asking: dict[str, list[Deferred[Any]]] = {}
-        # The token that was read last: the results of all observers whom one message wakes end at the same place.
-        self._end: tuple[str, Any] = "", None
+        self._batches: Final = homeserver.batches
 
     def in_background(self, name: str, work: Callable[[], Awaitable[T]]) -> Deferred[T]:
         """Do some of Synapse's work in a log context of its own.
@@ -65,20 +63,7 @@ class Streams:
             Its result. To cancel the Deferred is to lose interest in that; the work itself is not
             interrupted, because most of Synapse's is not made for it.
         """
-
-        async def run() -> T:
-            with hooks.logging_context(name, self._server_name):
-                return await work()
-
-        result: Deferred[T] = Deferred()
-
-        def done(value: T | Failure) -> None:
-            if not result.called:
-                result.callback(value)
-
-        with hooks.PreserveLoggingContext():
-            hooks.run_in_background(run).addBoth(done)
-        return result
+        return hooks.in_background(name, self._server_name, work)
 
     async def owner(self, access_token: str) -> tuple[str, str | None] | None:
         """Return the user and the device that a token belongs to; None if a request with it would fail."""
@@ -169,15 +154,13 @@ class Streams:
     def covers(self, position: Any, batch: str) -> Deferred[bool]:
         """Whether a position is no further than the token of a result of ``/sync``, or ``pos`` of sliding sync."""
         token = batch.rpartition("/")[2]
-        known, end = self._end
-        if token == known:
+        end = self._batches.get(token)
+        if end is not None:
             return succeed(bool(position.is_before_or_eq(end)))
         return self.in_background("low-bandwidth-covers", lambda: self._covers(position, token))
 
     async def _covers(self, position: Any, token: str) -> bool:
-        end = await hooks.StreamToken.from_string(self._store, token)
-        self._end = token, end
-        return bool(position.is_before_or_eq(end))
+        return bool(position.is_before_or_eq(await self._batches.read(token)))
 
     async def appear(self, user_id: str, device_id: str | None, presence: str) -> Any:
         """Let a user count as `presence`; returns a context manager that was entered, for as long as it is."""

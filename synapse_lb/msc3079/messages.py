@@ -68,6 +68,7 @@ class MatrixRequest:
         body: JSON value, or `NO_BODY`.
         access_token: The token in force for this request, without `Bearer `; visible ASCII only.
         reply: How the answer is to be written.
+        is_further: Whether it is the server's own doing: the sync that goes on from an observation's last result.
     """
 
     method: str
@@ -76,6 +77,7 @@ class MatrixRequest:
     body: Any = attrs.field(default=NO_BODY, repr=False)
     access_token: str | None = attrs.field(default=None, repr=False)
     reply: ReplyFormat = ReplyFormat()
+    is_further: bool = False
 
     @property
     def is_long_poll(self) -> bool:

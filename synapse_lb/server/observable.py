@@ -82,7 +82,7 @@ class Observable:
             added.append(("set_presence", "offline"))
         kept = [part for part in self.request.query.split(b"&") if part and _name(part) not in dropped]
         kept += [f"{name}={quote(value, safe='')}".encode("ascii") for name, value in added]
-        return evolve(self.request, query=b"&".join(kept))
+        return evolve(self.request, query=b"&".join(kept), is_further=not self.is_first)
 
     def position_in(self, body: Any) -> str | None:
         """Return where a result ends; None if it is no result."""

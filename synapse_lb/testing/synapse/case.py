@@ -10,7 +10,12 @@ from typing import Any, ClassVar, TypeVar, cast
 from urllib.parse import quote
 
 from synapse.http.site import SynapseSite
-from synapse.logging.context import SENTINEL_CONTEXT, PreserveLoggingContext, set_current_context
+from synapse.logging.context import (
+    SENTINEL_CONTEXT,
+    PreserveLoggingContext,
+    run_in_background,
+    set_current_context,
+)
 from synapse.server import HomeServer
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
@@ -116,7 +121,7 @@ class HomeserverTestCase(TestCase):
         """
         results: list[Any] = []
         with hooks.logging_context("test", self.hs.hostname):
-            hooks.run_in_background(_done, awaitable).addBoth(results.append)
+            run_in_background(_done, awaitable).addBoth(results.append)
             with PreserveLoggingContext():
                 for turn in range(_TURNS):
                     if results:
