@@ -28,7 +28,9 @@ def listen_udp(reactor: Any, port: int, protocol: DatagramProtocol, address: str
         CannotListenError: the port cannot be opened.
     """
     if not reuse_port:
-        return reactor.listenUDP(port, protocol, interface=address, maxPacketSize=MAX_DATAGRAM)
+        return _sending_at_once(
+            reactor.listenUDP(port, protocol, interface=address, maxPacketSize=MAX_DATAGRAM)
+        )
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as shared:
@@ -38,6 +40,24 @@ def listen_udp(reactor: Any, port: int, protocol: DatagramProtocol, address: str
                 # Else 0.0.0.0, which may be shared too, would be there twice.
                 shared.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             shared.bind((address, port))
-            return reactor.adoptDatagramPort(shared.fileno(), family, protocol, MAX_DATAGRAM)
+            opened = reactor.adoptDatagramPort(shared.fileno(), family, protocol, MAX_DATAGRAM)
     except OSError as error:
         raise CannotListenError(address, port, error) from error
+    return _sending_at_once(opened)
+
+
+def _sending_at_once(opened: Any) -> Any:
+    """Let a port send without a look at what kind of address it is, which is one that the socket has named.
+
+    What cannot be sent is sent once more as Twisted does, which knows what the error means.
+    """
+    sendto, carefully = opened.socket.sendto, opened.write
+
+    def write(datagram: bytes, address: tuple[str, int]) -> int:
+        try:
+            return int(sendto(datagram, address))
+        except OSError:
+            return int(carefully(datagram, address) or 0)
+
+    opened.write = write
+    return opened

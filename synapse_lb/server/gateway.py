@@ -69,6 +69,7 @@ from synapse_lb.server.observable import Observable
 from synapse_lb.server.roster import Present, Roster
 from synapse_lb.server.sync_observer import Observation, ObserveOptions, SyncObserver, when_deregistered
 from synapse_lb.server.turnstile import Turnstile
+from synapse_lb.server.unchanging import UnchangingAnswers
 from synapse_lb.txdtls.errors import AssociationLost
 
 Settling = (
@@ -152,6 +153,7 @@ class Gateway:
         self._associations: dict[int, Association] = {}
         self._running: dict[int, _Running] = {}
         self.counters, self._over_http = GatewayCounters(), HttpEstimate()
+        self._answers: Final = UnchangingAnswers()
         self._roster = Roster(clock)
         limits = limits if limits is not None else Limits()
         self._body_limits = MappingLimits(max_inflated=limits.max_request_body)
@@ -399,7 +401,7 @@ class Gateway:
         return size
 
     def _encode(self, response: MatrixResponse, request: MatrixRequest) -> Answer:
-        encoded = encode_answer(response, request.reply)
+        encoded = self._answers.encode(response, request)
         if encoded.code >> 5 == 5 and response.status < 500:
             self.counters.failures += 1
             self._log.error("The answer to {request} could not be encoded", request=request)

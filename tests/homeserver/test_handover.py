@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synapse.module_api.errors import ConfigError
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, InvalidAddressError, MessageLengthError
 from twisted.internet.protocol import DatagramProtocol
 from twisted.trial.unittest import TestCase
 
@@ -133,6 +133,18 @@ class SharedPortTests(TestCase):
         await until(lambda: len(first.received) + len(second.received) == 96)
         self.assertFalse(set(first.received) & set(second.received))
         self.assertTrue(first.received and second.received)
+
+    async def test_sending(self) -> None:
+        """To where something came from; Twisted's own errors where that cannot be."""
+        for shared in (False, True):
+            receiver = Receiver()
+            listening = listen_udp(REACTOR, 0, receiver, "127.0.0.1", reuse_port=shared)
+            self.assertEqual(listening.write(b"hello", ("127.0.0.1", listening.getHost().port)), 5)
+            await until(lambda: bool(receiver.received))  # noqa: B023 - it is over with this round
+            self.assertEqual(receiver.received, [b"hello"])
+            self.assertRaises(MessageLengthError, listening.write, bytes(70000), ("127.0.0.1", 9))
+            self.assertRaises(InvalidAddressError, listening.write, b"hello", ("::1", 9))
+            await listening.stopListening()
 
     def test_both_have_to_share(self) -> None:
         port, _ = self.listen(0, reuse_port=True)
