@@ -60,6 +60,7 @@ try:
         ObjectAnswers,
         WellKnownClientResource,
     )
+    from synapse_lb.homeserver.room_positions import RoomPositions
     from synapse_lb.homeserver.shared_reads import Overlay, SharedReads, SharingStore
 except ImportError as error:
     raise ConfigError(
@@ -443,7 +444,7 @@ def _sharing(handler: Any, reads: SharedReads) -> Any:
     require(controller, "stores", "get_state_ids_at")
     require(devices, "store", *_DEVICE_CHANGES)
     require(handler.store, *shared_reads.SHARED)
-    shared, store = copy.copy(handler), SharingStore(handler.store, reads)
+    shared, store = copy.copy(handler), SharingStore(handler.store, reads, RoomPositions())
     shared.store = store
     shared._state_storage_controller = Overlay(
         controller, "get_state_ids_at", stores=Overlay(controller.stores, main=store)

@@ -2,8 +2,9 @@
 """What several observers want to know of the database is asked once.
 
 A message in a room wakes all its observers, and the sync of each asks what came in the room between the position where
-all of them were and that where all of them are now. That is past, and the answer is the same for each. So those
-questions of a sync which name positions of streams and no user are answered for all who ask within `KEPT_FOR`.
+it was and that where all of them are now. That is past, and the answer is the same for each. So those questions of a
+sync which name positions of streams and no user are answered for all who ask within `KEPT_FOR`, and positions between
+which nothing came in the room are taken for one (`room_positions`).
 
 There is no private name of Synapse here: `hooks` puts this in the place of Synapse's store, for these syncs only, and
 looks whether the methods are there.
@@ -17,12 +18,15 @@ from types import MethodType
 from typing import Any, Final
 
 from attrs import define
+from synapse.api.constants import Direction
 from synapse.logging.context import make_deferred_yieldable
+from synapse.types import RoomStreamToken
 from synapse.util.async_helpers import ObservableDeferred
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from synapse_lb.coaps.clock import Clock
+from synapse_lb.homeserver.room_positions import RoomPositions
 
 KEPT_FOR: Final = 10.0
 """s: for which an answer is good. It is as old as that for those who ask last: a room whose history was purged
@@ -42,6 +46,9 @@ SHARED: Final = (
     "get_device_list_changes_in_rooms",
 )
 """Methods of Synapse's store that are used here."""
+
+_Events = tuple[list[Any], Any, bool]
+"""Events of a room, the last one first; the position before them; whether there are more."""
 
 Background = Callable[[Callable[[], Awaitable[Any]]], "Deferred[Any]"]
 """Starts some of Synapse's work that belongs to no request."""
@@ -142,22 +149,30 @@ class SharingStore(Overlay):
     Args:
         store: Synapse's.
         reads: what is shared.
+        positions: of events in rooms.
     """
 
-    def __init__(self, store: Any, reads: SharedReads) -> None:
-        super().__init__(store, _reads=reads)
+    def __init__(self, store: Any, reads: SharedReads, positions: RoomPositions) -> None:
+        super().__init__(store, _reads=reads, _positions=positions)
 
     async def get_timeline_gaps(self, room_id: str, from_token: Any, to_token: Any) -> Any:
         """Return where there is a gap in a room's timeline."""
-        key = "gaps", room_id, from_token, to_token
         read = self._original.get_timeline_gaps
-        return await self._reads.ask(key, lambda: read(room_id, from_token, to_token))
+
+        async def ask(since: Any) -> Any:
+            key = "gaps", room_id, since, to_token
+            return await self._reads.ask(key, lambda: read(room_id, since, to_token))
+
+        since = None if from_token is None else self._positions.same(room_id, from_token)
+        gap = await ask(since)
+        # A gap before `from_token` would be none of this sync's.
+        return gap if gap is None or since is from_token else await ask(from_token)
 
     async def get_last_event_id_in_room_before_stream_ordering(self, room_id: str, end_token: Any) -> Any:
         """Return which event was the last in a room."""
-        key = "last", room_id, end_token
         read = self._original.get_last_event_id_in_room_before_stream_ordering
-        return await self._reads.ask(key, lambda: read(room_id, end_token))
+        end = self._positions.same(room_id, end_token)
+        return await self._reads.ask(("last", room_id, end), lambda: read(room_id, end))
 
     async def get_device_list_changes_in_rooms(
         self, room_ids: Collection[str], from_token: Any, to_token: Any
@@ -169,22 +184,53 @@ class SharingStore(Overlay):
         return None if changed is None else set(changed)
 
     async def get_room_events_stream_for_rooms(
-        self, *, room_ids: Collection[str], to_key: Any = None, **further: Any
-    ) -> dict[str, tuple[list[Any], Any, bool]]:
+        self, *, room_ids: Collection[str], from_key: Any, to_key: Any = None, **further: Any
+    ) -> dict[str, _Events]:
         """Return what is new in these rooms."""
         read = self._original.get_room_events_stream_for_rooms
-        if to_key is None:
-            return dict(await read(room_ids=room_ids, to_key=to_key, **further))
+        if to_key is None or further.get("direction") is not Direction.BACKWARDS:
+            return dict(await read(room_ids=room_ids, from_key=from_key, to_key=to_key, **further))
         changed = self._original.get_rooms_that_changed(room_ids, to_key)
         if len(changed) > MAX_ROOMS:
-            return dict(await read(room_ids=changed, to_key=to_key, **further))
-        found: dict[str, tuple[list[Any], Any, bool]] = {}
+            return dict(await read(room_ids=changed, from_key=from_key, to_key=to_key, **further))
+        found: dict[str, _Events] = {}
         for room_id in changed:
-            found |= await self._events_in(room_id, to_key, further)
+            found |= await self._events_in(room_id, from_key, to_key, further)
         return found
 
-    async def _events_in(self, room_id: str, to_key: Any, further: dict[str, Any]) -> dict[str, Any]:
-        key = "events", room_id, to_key, tuple(further.items())
+    async def _events_in(
+        self, room_id: str, from_key: Any, to_key: Any, further: dict[str, Any]
+    ) -> dict[str, _Events]:
+        """What is new in one room, from the last on (`from_key`) back to `to_key`."""
         read = self._original.get_room_events_stream_for_rooms
-        found = await self._reads.ask(key, lambda: read(room_ids=[room_id], to_key=to_key, **further))
-        return {room: (list(events), start, limited) for room, (events, start, limited) in found.items()}
+
+        async def ask(since: Any) -> Any:
+            key = "events", room_id, from_key, since, tuple(further.items())
+            return await self._reads.ask(
+                key, lambda: read(room_ids=[room_id], from_key=from_key, to_key=since, **further)
+            )
+
+        since = self._positions.before(room_id, to_key)
+        found = await ask(since)
+        if since is not to_key and any(limited for _, _, limited in found.values()):
+            since = to_key
+            found = await ask(since)
+        for events, _, limited in found.values():
+            if not limited:
+                self._positions.note(room_id, since, from_key, [_place(event) for event in events])
+        return {room: _after(to_key, answer, asked=since) for room, answer in found.items()}
+
+
+def _place(event: Any) -> int:
+    return int(event.internal_metadata.stream_ordering)
+
+
+def _after(position: Any, answer: _Events, *, asked: Any) -> _Events:
+    """What is after a position of an answer to a question from an earlier one on, as Synapse would have answered it."""
+    events, start, limited = answer
+    if asked is position:
+        return list(events), start, limited
+    new = [event for event in events if _place(event) > position.stream]
+    if not new:
+        return new, position, limited
+    return new, start if len(new) == len(events) else RoomStreamToken(stream=_place(new[-1]) - 1), limited

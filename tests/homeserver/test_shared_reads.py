@@ -3,15 +3,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
+from functools import partial
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+from immutabledict import immutabledict
+from synapse.api.constants import Direction
 from synapse.logging.context import make_deferred_yieldable
+from synapse.types import RoomStreamToken
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from synapse_lb.homeserver import hooks
+from synapse_lb.homeserver import hooks, room_positions
+from synapse_lb.homeserver.room_positions import MAX_POSITIONS, RoomPositions
 from synapse_lb.homeserver.shared_reads import (
     KEPT_FOR,
     MAX_KEPT,
@@ -62,9 +70,9 @@ class Store:
         return {room_id for room_id in room_ids if room_id in self.changed}
 
     async def get_room_events_stream_for_rooms(
-        self, *, room_ids: Any, to_key: Any = None, limit: int = 0
+        self, *, room_ids: Any, from_key: Any, to_key: Any, direction: Any, limit: int
     ) -> Any:
-        return await self._answer((sorted(room_ids), to_key, limit))
+        return await self._answer((sorted(room_ids), from_key, to_key, limit))
 
 
 class SharedReadsTestCase(SynchronousTestCase):
@@ -74,7 +82,7 @@ class SharedReadsTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.reads = SharedReads(self.clock, lambda work: hooks.in_background("reads", "x", work))
         self.original = Store()
-        self.store: Any = SharingStore(self.original, self.reads)
+        self.store: Any = SharingStore(self.original, self.reads, RoomPositions())
         self.addCleanup(self._answer_the_rest)
 
     def start(self, work: Callable[[], Awaitable[Any]]) -> Deferred[Any]:
@@ -144,14 +152,42 @@ class SharedReadsTests(SharedReadsTestCase):
         self.assertEqual(len(self.reads), 1)
 
 
+def at(stream: int, **writers: int) -> RoomStreamToken:
+    """A position."""
+    return RoomStreamToken(stream=stream, instance_map=immutabledict(writers))
+
+
+def events(*places: int) -> list[Any]:
+    """Events at these places."""
+    return [SimpleNamespace(internal_metadata=SimpleNamespace(stream_ordering=place)) for place in places]
+
+
 class SharingStoreTests(SharedReadsTestCase):
     """`SharingStore`."""
 
-    def events(self, *rooms: str, **further: Any) -> Deferred[Any]:
+    def events(
+        self,
+        *rooms: str,
+        since: RoomStreamToken | None = None,
+        now: RoomStreamToken | None = None,
+        limit: int = 10,
+    ) -> Deferred[Any]:
         """Ask for what is new in rooms."""
+        since, now = since or at(1), now or at(9)
         return self.start(
-            lambda: self.store.get_room_events_stream_for_rooms(room_ids={*rooms}, to_key=1, **further)
+            lambda: self.store.get_room_events_stream_for_rooms(
+                room_ids={*rooms}, from_key=now, to_key=since, direction=Direction.BACKWARDS, limit=limit
+            )
         )
+
+    def answer(self, done: Deferred[Any]) -> tuple[list[int], Any, bool]:
+        """Where the events of an answer are, and what stands beside them."""
+        found, start, limited = self.successResultOf(done)["!a"]
+        return [event.internal_metadata.stream_ordering for event in found], start, limited
+
+    def places(self, done: Deferred[Any]) -> list[int]:
+        """Where the events of an answer are."""
+        return self.answer(done)[0]
 
     def test_everything_else_is_the_original(self) -> None:
         self.assertEqual(self.store.other, "another")
@@ -175,34 +211,157 @@ class SharingStoreTests(SharedReadsTestCase):
     def test_events_of_rooms_that_have_any(self) -> None:
         """Who is in other rooms besides shares what comes in the one; each has lists of his own."""
         first, second = self.events("!a", "!x"), self.events("!a", "!y")
-        self.original.answer({"!a": ([2, 1], "start", False)})
+        self.original.answer({"!a": (events(4, 3), "start", False)})
         self.successResultOf(first)["!a"][0].reverse()
-        self.assertEqual(self.successResultOf(second), {"!a": ([2, 1], "start", False)})
-        self.assertEqual(self.original.asked, [(["!a"], 1, 0)])
+        self.assertEqual(self.answer(second), ([4, 3], "start", False))
+        self.assertEqual(self.original.asked, [(["!a"], at(9), at(1), 10)])
         self.assertEqual(self.successResultOf(self.events("!x")), {})
+
+    def test_positions_between_the_same_events(self) -> None:
+        """Others were told of other rooms meanwhile: they are where nothing came in this one."""
+        first = self.events("!a", since=at(1), now=at(9))
+        self.original.answer({"!a": (events(4), "start", False)})
+        self.assertEqual(self.places(first), [4])
+        asking = [self.events("!a", since=at(since), now=at(20)) for since in (4, 9, 12, 7)]
+        self.assertEqual(self.original.asked[1:], [(["!a"], at(20), at(4), 10)])
+        self.original.answer({"!a": (events(15), "start", False)})
+        self.assertEqual([self.places(each) for each in asking], [[15]] * 4)
+        # What else is asked of the room between.
+        gaps = [
+            self.start(partial(self.store.get_timeline_gaps, "!a", at(since), at(20)))
+            for since in (4, 9, 12, 7)
+        ]
+        self.assertEqual(self.original.asked[2:], [("!a", at(4), at(20))])
+        self.original.answer(None)
+        self.assertEqual([self.successResultOf(each) for each in gaps], [None] * 4)
+        ends = [
+            self.start(partial(self.store.get_last_event_id_in_room_before_stream_ordering, "!a", at(end)))
+            for end in (5, 14, 15, 19)
+        ]
+        self.assertEqual(self.original.asked[3:], [("!a", at(4)), ("!a", at(15))])
+        self.original.answer("$four")
+        self.original.answer("$fifteen")
+        self.assertEqual([self.successResultOf(each) for each in ends], ["$four"] * 2 + ["$fifteen"] * 2)
+
+    def test_only_what_is_new_for_who_asks(self) -> None:
+        """Asked from further back than that."""
+        first = self.events("!a", since=at(1), now=at(9))
+        self.original.answer({"!a": (events(4), "start", False)})
+        self.successResultOf(first)
+        asking = [self.events("!a", since=at(since), now=at(20)) for since in (5, 12, 15)]
+        self.original.answer({"!a": (events(15, 11), "start", False)})
+        self.assertEqual(
+            [self.answer(each) for each in asking],
+            [([15, 11], "start", False), ([15], at(14), False), ([], at(15), False)],
+        )
+        self.assertEqual(len(self.original.asked), 2)
+
+    def test_a_gap_and_too_many_events_are_asked_for_from_where_one_is(self) -> None:
+        first = self.events("!a", since=at(1), now=at(9))
+        self.original.answer({"!a": (events(4), "start", False)})
+        self.successResultOf(first)
+        asking = self.events("!a", since=at(6), now=at(20), limit=1)
+        self.original.answer({"!a": (events(15), "start", True)})
+        self.assertEqual(self.original.asked[2:], [(["!a"], at(20), at(6), 1)])
+        self.original.answer({"!a": (events(15), "other", False)})
+        self.assertEqual(self.successResultOf(asking)["!a"][1:], ("other", False))
+        gap = self.start(lambda: self.store.get_timeline_gaps("!a", at(7), at(20)))
+        self.assertEqual(self.original.asked[3:], [("!a", at(4), at(20))])
+        self.original.answer(at(6))
+        self.assertEqual(self.original.asked[4:], [("!a", at(7), at(20))])
+        self.original.answer(None)
+        self.assertIsNone(self.successResultOf(gap))
 
     def test_several_rooms(self) -> None:
         asking = self.events("!a", "!b", limit=5)
         for _ in range(2):
             room = self.original.asked[-1][0][0]
-            self.original.answer({room: ([1], "start", True)})
-        self.assertEqual(self.successResultOf(asking), {room: ([1], "start", True) for room in ("!a", "!b")})
-        self.assertEqual(sorted(self.original.asked), [(["!a"], 1, 5), (["!b"], 1, 5)])
+            self.original.answer({room: (events(2), "start", True)})
+        self.assertEqual(sorted(self.successResultOf(asking)), ["!a", "!b"])
+        self.assertEqual(sorted(each[0] for each in self.original.asked), [["!a"], ["!b"]])
         self.events("!a", "!b", limit=6)
-        self.assertEqual(self.original.asked[-1][2], 6)
+        self.assertEqual(self.original.asked[-1][3], 6)
 
     def test_many_rooms_are_asked_for_at_once(self) -> None:
         rooms = {f"!{number}" for number in range(MAX_ROOMS + 1)}
         self.original.changed = rooms
         asking = self.events(*rooms, "!x")
-        self.assertEqual(self.original.asked, [(sorted(rooms), 1, 0)])
+        self.assertEqual(self.original.asked, [(sorted(rooms), at(9), at(1), 10)])
         self.original.answer({})
         self.assertEqual(self.successResultOf(asking), {})
         self.assertEqual(len(self.reads), 0)
 
-    def test_without_a_bound(self) -> None:
-        self.start(lambda: self.store.get_room_events_stream_for_rooms(room_ids=["!x"], limit=1))
-        self.assertEqual(self.original.asked, [(["!x"], None, 1)])
+    def test_other_ways_to_ask(self) -> None:
+        """Without a bound, and forwards."""
+        for to_key, direction in ((None, Direction.BACKWARDS), (at(5), Direction.FORWARDS)):
+            ask = partial(
+                self.store.get_room_events_stream_for_rooms,
+                room_ids=["!x"],
+                from_key=at(1),
+                to_key=to_key,
+                direction=direction,
+                limit=1,
+            )
+            for _ in range(2):
+                self.start(ask)
+            self.assertEqual(self.original.asked[-2:], [(["!x"], at(1), to_key, 1)] * 2)
+
+
+class RoomPositionsTests(SynchronousTestCase):
+    """`RoomPositions`."""
+
+    def test_against_a_whole_stream(self) -> None:
+        """Whatever is noted in whichever order, it never takes positions for the same that are not."""
+        random = Random(1)
+        simplified = 0
+        for _ in range(300):
+            places = sorted(random.sample(range(2, 120), random.randrange(40)))
+            positions = RoomPositions()
+            for _ in range(random.randrange(1, 8)):
+                low, high = sorted(random.sample(range(121), 2))
+                inside = [place for place in places if low < place <= high]
+                random.shuffle(inside)
+                positions.note("!a", at(low), at(high), inside)
+                for stream in range(121):
+                    same, before = (
+                        positions.same("!a", at(stream)).stream,
+                        positions.before("!a", at(stream)).stream,
+                    )
+                    self.assertEqual(bisect_right(places, same), bisect_right(places, stream))
+                    self.assertLessEqual(same, stream)
+                    self.assertLessEqual(before, same)
+                    simplified += same != stream
+        self.assertGreater(simplified, 10000)
+
+    def test_later_positions_are_asked_for_from_the_last_event_on(self) -> None:
+        positions = RoomPositions()
+        positions.note("!a", at(1), at(9), [4, 6])
+        self.assertEqual(positions.before("!a", at(50)), at(6))
+        self.assertEqual(positions.same("!a", at(50)), at(50))
+        self.assertEqual(positions.before("!b", at(50)), at(50))
+
+    def test_several_writers(self) -> None:
+        """What their positions mean besides is not gone into."""
+        positions = RoomPositions()
+        positions.note("!a", at(1, b=3), at(9), [4])
+        self.assertEqual(len(positions), 0)
+        positions.note("!a", at(1), at(9, b=12), [4, 11])
+        self.assertEqual(positions.same("!a", at(8)), at(4))
+        self.assertEqual(positions.before("!a", at(20)), at(4))
+        token = at(8, b=12)
+        self.assertIs(positions.same("!a", token), token)
+        self.assertIs(positions.before("!a", token), token)
+
+    def test_bounded(self) -> None:
+        positions = RoomPositions()
+        positions.note("!a", at(0), at(1000), range(1, 1000))
+        last = 1000 - MAX_POSITIONS
+        self.assertEqual(positions.same("!a", at(last - 2)), at(last - 2))
+        self.assertEqual(positions.same("!a", at(1000)), at(999))
+        for number in range(room_positions.MAX_ROOMS):
+            positions.note(f"!{number}", at(0), at(5), [])
+        self.assertEqual(len(positions), room_positions.MAX_ROOMS)
+        self.assertEqual(positions.same("!a", at(1000)), at(1000))
 
 
 class OverlayTests(SynchronousTestCase):
