@@ -71,7 +71,9 @@ ZERO_WHEN_GONE: Final = (
 
 
 KEPT: Final = {
+    "synapse_lb.homeserver.room_positions._Stretch": 1024,
     "synapse_lb.msc3079.cbor_shapes.Plan": 4 * 1024 + 2,
+    "synapse_lb.msc3079.server_mapping.Answer": 16,
     "synapse_lb.msc3079.server_mapping._Target": 256,
     "synapse_lb.msc3079.x1.plans.Plan": 1024,
     "synapse_lb.msc3079.x1.plans.Form": 1024,

@@ -443,8 +443,11 @@ def _sharing(handler: Any, reads: SharedReads) -> Any:
     controller, devices = handler._state_storage_controller, handler._device_handler
     require(controller, "stores", "get_state_ids_at")
     require(devices, "store", *_DEVICE_CHANGES)
-    require(handler.store, *shared_reads.SHARED)
-    shared, store = copy.copy(handler), SharingStore(handler.store, reads, RoomPositions())
+    require(handler.store, "_events_stream_cache", *shared_reads.SHARED)
+    came = handler.store._events_stream_cache
+    require(came, "get_entities_changed")
+    shared = copy.copy(handler)
+    store = SharingStore(handler.store, reads, RoomPositions(), came.get_entities_changed)
     shared.store = store
     shared._state_storage_controller = Overlay(
         controller, "get_state_ids_at", stores=Overlay(controller.stores, main=store)

@@ -40,7 +40,6 @@ MAX_ROOMS: Final = 8
 
 SHARED: Final = (
     "get_timeline_gaps",
-    "get_rooms_that_changed",
     "get_room_events_stream_for_rooms",
     "get_last_event_id_in_room_before_stream_ordering",
     "get_device_list_changes_in_rooms",
@@ -150,10 +149,17 @@ class SharingStore(Overlay):
         store: Synapse's.
         reads: what is shared.
         positions: of events in rooms.
+        changed: tells in which of some rooms something may have come after a position of the stream.
     """
 
-    def __init__(self, store: Any, reads: SharedReads, positions: RoomPositions) -> None:
-        super().__init__(store, _reads=reads, _positions=positions)
+    def __init__(
+        self,
+        store: Any,
+        reads: SharedReads,
+        positions: RoomPositions,
+        changed: Callable[[Collection[str], int], Collection[str]],
+    ) -> None:
+        super().__init__(store, _reads=reads, _positions=positions, _changed=changed)
 
     async def get_timeline_gaps(self, room_id: str, from_token: Any, to_token: Any) -> Any:
         """Return where there is a gap in a room's timeline."""
@@ -190,7 +196,7 @@ class SharingStore(Overlay):
         read = self._original.get_room_events_stream_for_rooms
         if to_key is None or further.get("direction") is not Direction.BACKWARDS:
             return dict(await read(room_ids=room_ids, from_key=from_key, to_key=to_key, **further))
-        changed = self._original.get_rooms_that_changed(room_ids, to_key)
+        changed = self._changed(room_ids, to_key.stream)
         if len(changed) > MAX_ROOMS:
             return dict(await read(room_ids=changed, from_key=from_key, to_key=to_key, **further))
         found: dict[str, _Events] = {}

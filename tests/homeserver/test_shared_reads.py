@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -66,7 +66,8 @@ class Store:
     ) -> Any:
         return await self._answer((sorted(room_ids), from_token, to_token))
 
-    def get_rooms_that_changed(self, room_ids: set[str], from_key: int) -> set[str]:
+    def changed_rooms(self, room_ids: Collection[str], stream: int) -> set[str]:
+        """In which of these rooms something has come."""
         return {room_id for room_id in room_ids if room_id in self.changed}
 
     async def get_room_events_stream_for_rooms(
@@ -82,7 +83,9 @@ class SharedReadsTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.reads = SharedReads(self.clock, lambda work: hooks.in_background("reads", "x", work))
         self.original = Store()
-        self.store: Any = SharingStore(self.original, self.reads, RoomPositions())
+        self.store: Any = SharingStore(
+            self.original, self.reads, RoomPositions(), self.original.changed_rooms
+        )
         self.addCleanup(self._answer_the_rest)
 
     def start(self, work: Callable[[], Awaitable[Any]]) -> Deferred[Any]:
