@@ -52,7 +52,6 @@ def needed_of(servlet: SyncRestServlet) -> Iterator[tuple[object, str]]:
         "filtering",
         "server_name",
         "sync_handler",
-        "_server_notices_sender",
     ):
         yield servlet, name
     yield servlet.sync_handler, "auth_blocking"

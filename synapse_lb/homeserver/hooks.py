@@ -49,9 +49,10 @@ try:
     from synapse.util import SYNAPSE_VERSION
     from synapse.util.httpresourcetree import create_resource_tree
 
-    from synapse_lb.homeserver import advertising, further_syncs, shared_reads
+    from synapse_lb.homeserver import advertising, further_syncs, plain_syncs, shared_reads
     from synapse_lb.homeserver.contexts import between_requests, in_background, logging_context
     from synapse_lb.homeserver.further_syncs import Batches, FurtherSyncs
+    from synapse_lb.homeserver.plain_syncs import PlainSyncs
     from synapse_lb.homeserver.resources import (
         ClientAnswers,
         ClientResource,
@@ -335,7 +336,7 @@ class Homeserver:
         client = ClientResource(self._hs)
         servlet = client.sync_servlet()
         if servlet is not None:
-            client.further = self._further_syncs(servlet)
+            client.further, client.plain = self._syncs(servlet)
         tree: dict[str, Resource] = {
             "/_matrix/client": client,
             "/.well-known/matrix/client": WellKnownClientResource(self._hs),
@@ -356,21 +357,24 @@ class Homeserver:
         site.client, site.largest_body = client, self.max_request_body_size
         return site
 
-    def _further_syncs(self, servlet: Any) -> FurtherSyncs:
-        """What serves further syncs of observations beside Synapse's own servlet."""
+    def _syncs(self, servlet: Any) -> tuple[FurtherSyncs, PlainSyncs]:
+        """What serves syncs with Synapse's own servlet: those of observers, and those of clients."""
         check(further_syncs.needed_of(servlet))
+        check(plain_syncs.needed_of(servlet))
         require(servlet, "_server_notices_sender")
         server, name = self._hs.config.server, self.server_name
         require(server, "hs_disabled", "limit_usage_by_mau")
+        has_limits = bool(server.hs_disabled or server.limit_usage_by_mau)
         reads = SharedReads(self.reactor, lambda work: in_background("low-bandwidth-read", name, work))
-        return FurtherSyncs(
+        further = FurtherSyncs(
             servlet,
             _sharing(servlet.sync_handler, reads),
             self.batches,
             reads,
             notices=servlet._server_notices_sender,
-            has_limits=bool(server.hs_disabled or server.limit_usage_by_mau),
+            has_limits=has_limits,
         )
+        return further, PlainSyncs(servlet, has_limits=has_limits)
 
     def request(self, channel: Any, site: LowBandwidthSite) -> LowBandwidthRequest:
         """Build a request, as Synapse does for each that comes in over HTTP.

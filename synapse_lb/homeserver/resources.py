@@ -21,6 +21,7 @@ from twisted.web.server import Site
 
 from synapse_lb.homeserver import answers
 from synapse_lb.homeserver.further_syncs import FurtherSyncs
+from synapse_lb.homeserver.plain_syncs import PlainSyncs
 
 _CLIENT: Final = b"/_matrix/client/"
 
@@ -142,9 +143,11 @@ class ClientResource(RememberedServlets, ClientAnswers, ClientRestResource):
 
     Attributes:
         further: Serves further syncs of observations; None if this process serves no ``/sync``.
+        plain: Serves all others; likewise.
     """
 
     further: FurtherSyncs | None = None
+    plain: PlainSyncs | None = None
 
     def sync_servlet(self) -> SyncRestServlet | None:
         """Synapse's servlet for ``/sync``; None if this process has none."""
@@ -158,8 +161,9 @@ class ClientResource(RememberedServlets, ClientAnswers, ClientRestResource):
 
     def _get_handler_for_request(self, request: Any) -> tuple[Any, str, dict[str, str]]:
         callback, servlet, parameters = super()._get_handler_for_request(request)
-        if self.further is not None and request.is_further and servlet == SyncRestServlet.__name__:
-            callback = self.further.on_GET
+        if servlet == SyncRestServlet.__name__:
+            syncs = self.further if request.is_further else self.plain
+            callback = callback if syncs is None else syncs.on_GET
         return callback, servlet, parameters
 
     def serves(self, method: str, path: bytes) -> bool:
