@@ -15,10 +15,12 @@ from synapse.logging.context import (
     PreserveLoggingContext,
     current_context,
     run_in_background,
+    set_current_context,
 )
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -30,6 +32,15 @@ def logging_context(name: str, server_name: str) -> Any:
 def between_requests() -> bool:
     """Whether what happens now is no part of a request of Synapse's, to whose account its time would go."""
     return current_context() is SENTINEL_CONTEXT
+
+
+def outside(work: Callable[[S], object], argument: S) -> None:
+    """Call a function outside of any log context, and come back to the one there is."""
+    before = set_current_context(SENTINEL_CONTEXT)
+    try:
+        work(argument)
+    finally:
+        set_current_context(before)
 
 
 def in_background(name: str, server_name: str, work: Callable[[], Awaitable[T]]) -> Deferred[T]:

@@ -209,8 +209,7 @@ class CaptureChannel:
         if request is not None:
             status, body, wait = response.status, response.body, response.retry_after
             response = MatrixResponse(status, body, wait, authenticated=request.requester is not None)
-        with hooks.PreserveLoggingContext():
-            done.callback(response)
+        hooks.outside(done.callback, response)
         # The caller has encoded it: those are the bytes that the access log is to show.
         if request is not None and isinstance(done.result, int):
             request.sentLength = done.result

@@ -50,7 +50,7 @@ try:
     from synapse.util.httpresourcetree import create_resource_tree
 
     from synapse_lb.homeserver import advertising, further_syncs, plain_syncs, shared_reads
-    from synapse_lb.homeserver.contexts import between_requests, in_background, logging_context
+    from synapse_lb.homeserver.contexts import between_requests, in_background, logging_context, outside
     from synapse_lb.homeserver.further_syncs import Batches, FurtherSyncs
     from synapse_lb.homeserver.plain_syncs import PlainSyncs
     from synapse_lb.homeserver.resources import (
@@ -89,6 +89,7 @@ __all__ = [
     "format_config_error",
     "in_background",
     "logging_context",
+    "outside",
     "require",
     "stop_starting_up",
     "teach_listener_type",
