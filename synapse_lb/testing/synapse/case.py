@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from synapse_lb.homeserver import hooks
-from synapse_lb.testing.synapse.channel import FakeChannel
+from synapse_lb.testing.synapse.channel import QUICK_STEPS, FakeChannel
 from synapse_lb.testing.synapse.errors import Reason, TimedOutException
 from synapse_lb.testing.synapse.homeserver import (
     ThreadlessReactor,
@@ -36,8 +36,8 @@ T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXTRA = "synapse_lb_extra_config"
-_TURNS = 100
-"""Turns that something is waited for at most, which takes no virtual time."""
+_TURNS = 3000
+"""Turns that something is waited for at most: no virtual time, but seconds where other threads are at it."""
 
 
 def override_config(extra: dict[str, Any]) -> Callable[[Function], Function]:
@@ -127,7 +127,7 @@ class HomeserverTestCase(TestCase):
                     if results:
                         break
                     self.reactor.advance(0)
-                    time.sleep(0 if turn < _TURNS / 10 else 0.001)  # Lets other threads run.
+                    time.sleep(0 if turn < QUICK_STEPS else 0.001)  # Lets other threads run.
         if not results:
             raise TimedOutException("it is not done without time")
         if isinstance(results[0], Failure):

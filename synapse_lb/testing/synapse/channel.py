@@ -18,8 +18,12 @@ STEP: Final = 0.1
 FIRST_STEP: Final = 0.001
 """Seconds of virtual time that each request takes at least: two requests have different timestamps."""
 
-MIN_STEPS: Final = 100
-"""Steps that are made at least before the wait is given up: what other threads do takes real time."""
+MIN_STEPS: Final = 1000
+"""Steps that are made at least before the wait is given up, each a millisecond after the other: what other threads do
+takes real time, and more of it on a busy machine."""
+
+QUICK_STEPS: Final = 10
+"""Of these, the first ones, which follow each other at once."""
 
 
 class FakeChannel:
@@ -113,7 +117,7 @@ class FakeChannel:
         while not self.is_finished():
             if self._reactor.seconds() >= end and steps > MIN_STEPS:
                 raise TimedOutException(f"no answer within {timeout_ms} ms")
-            time.sleep(0 if steps < MIN_STEPS / 10 else 0.001)  # Lets other threads run.
+            time.sleep(0 if steps < QUICK_STEPS else 0.001)  # Lets other threads run.
             self._reactor.advance(STEP if self._reactor.seconds() < end else 0)
             steps += 1
 
