@@ -332,6 +332,14 @@ class CheckTests(FurtherSyncTestCase):
         self.assertIn("_device_handler", caught.exception.msg)
 
 
+QUESTIONS = (
+    "get_room_events_stream_for_room",
+    "get_timeline_gaps",
+    "get_last_event_pos_in_room_before_stream_ordering",
+)
+"""What Synapse calls the transactions of a sync about a room."""
+
+
 class SharingTests(FurtherSyncTestCase):
     """Of many observers one asks for all."""
 
@@ -363,20 +371,21 @@ class SharingTests(FurtherSyncTestCase):
         self.assertEqual(len(set(places)), 1)
         return room, tokens, places
 
-    def test_one_question_for_all(self) -> None:
-        room, tokens, places = self.crowd()
-        self.send(room, "Hello", tokens[0])
+    def told(self, text: str, room: str, tokens: list[str], places: list[str]) -> Counter[str]:
+        """Let all be told of a message together; return what the database was asked."""
         counts = self.asked()
         waiting = [self.begin(token, place) for token, place in zip(tokens, places, strict=True)]
         self.reactor.advance(0)
         for done in waiting:
             timeline = self.successResultOf(done).body["rooms"]["join"][room]["timeline"]["events"]
-            self.assertEqual([each["content"]["body"] for each in timeline], ["Hello"])
-        for question in (
-            "get_room_events_stream_for_room",
-            "get_timeline_gaps",
-            "get_last_event_pos_in_room_before_stream_ordering",
-        ):
+            self.assertEqual([each["content"]["body"] for each in timeline], [text])
+        return counts
+
+    def test_one_question_for_all(self) -> None:
+        room, tokens, places = self.crowd()
+        self.send(room, "Hello", tokens[0])
+        counts = self.told("Hello", room, tokens, places)
+        for question in QUESTIONS:
             self.assertEqual(counts[question], 1, counts)
         self.assertEqual(counts["get_unread_event_push_actions_by_room"], self.USERS, counts)
 
@@ -389,17 +398,8 @@ class SharingTests(FurtherSyncTestCase):
             places[number] = str(self.ask(token, places[number]).body["next_batch"])
         self.assertEqual(len(set(places)), self.USERS)
         self.send(room, "Hello", tokens[0])
-        counts = self.asked()
-        waiting = [self.begin(token, place) for token, place in zip(tokens, places, strict=True)]
-        self.reactor.advance(0)
-        for done in waiting:
-            timeline = self.successResultOf(done).body["rooms"]["join"][room]["timeline"]["events"]
-            self.assertEqual([each["content"]["body"] for each in timeline], ["Hello"])
-        for question in (
-            "get_room_events_stream_for_room",
-            "get_timeline_gaps",
-            "get_last_event_pos_in_room_before_stream_ordering",
-        ):
+        counts = self.told("Hello", room, tokens, places)
+        for question in QUESTIONS:
             # Rooms of their own, of which some were told last: those are asked for once more.
             self.assertLessEqual(counts[question], 3, counts)
 
