@@ -50,8 +50,7 @@ class BenchScaleTests(SynchronousTestCase):
             for push in stage["pushes"]:
                 self.assertTrue(0 < push["median"] <= push["seconds"], push)
                 self.assertGreater(push["cpu"], 0)
-            # Of so few clients it may be less than what the process happens to give back meanwhile.
-            self.assertLess(abs(stage["memory"]), 50e6)
+            self.assertGreater(stage["memory"], 0)
             self.assertEqual(stage["lost"], 0)
         names = [cost["name"] for cost in value["costs"]]
         self.assertEqual(names, ["GET /versions", "send", "sync, nothing new", "sync, one message"])
@@ -59,8 +58,7 @@ class BenchScaleTests(SynchronousTestCase):
             self.assertEqual((len(cost["coap"]), len(cost["https"])), (1, 1))
             self.assertGreater(cost["ratio"], 0)
         self.assertGreater(value["handshakes"]["full"], 0)
-        # A server that stands still for 30 ms, as on a busy machine, loses some; most of it is measured.
-        self.assertTrue(0 <= value["junk"]["lost"] < 0.9, value["junk"])
+        self.assertEqual(value["junk"]["lost"], 0)
         self.assertEqual(len(value["writing"]), 2)
         for body in value["writing"]:
             self.assertTrue(0.4 < body["cbor_bytes"] / body["json_bytes"] < 0.8, body)

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class SharedPortTests(TestCase):
             receiver = Receiver()
             listening = listen_udp(REACTOR, 0, receiver, "127.0.0.1", reuse_port=shared)
             self.assertEqual(listening.write(b"hello", ("127.0.0.1", listening.getHost().port)), 5)
-            await until(lambda: bool(receiver.received))  # noqa: B023 - it is over with this round
+            await until(partial(bool, receiver.received))
             self.assertEqual(receiver.received, [b"hello"])
             self.assertRaises(MessageLengthError, listening.write, bytes(70000), ("127.0.0.1", 9))
             self.assertRaises(InvalidAddressError, listening.write, b"hello", ("::1", 9))

@@ -64,9 +64,19 @@ def lost_datagrams(port: int) -> int:
     Args:
         port: local port.
     """
-    lost = 0
-    for line in Path("/proc/net/udp").read_text().split("\n")[1:]:
-        fields = line.split()
-        if fields and int(fields[1].partition(":")[2], 16) == port:
-            lost += int(fields[-1])
-    return lost
+    return sum(int(fields[-1]) for fields in _sockets(port))
+
+
+def waiting_bytes(port: int) -> int:
+    """What waits in the buffer of an IPv4 UDP port's socket to be read, as the kernel counts it.
+
+    Args:
+        port: local port.
+    """
+    return sum(int(fields[4].partition(":")[2], 16) for fields in _sockets(port))
+
+
+def _sockets(port: int) -> list[list[str]]:
+    """The lines of /proc/net/udp about a local port, split."""
+    lines = [line.split() for line in Path("/proc/net/udp").read_text().split("\n")[1:]]
+    return [fields for fields in lines if fields and int(fields[1].partition(":")[2], 16) == port]

@@ -18,11 +18,13 @@ from synapse_lb.cli.errors import CommandError
 from synapse_lb.cli.scale import https
 from synapse_lb.cli.scale.coap import CoapClient, CoapCrowd
 from synapse_lb.cli.scale.place import API, Place, Room
-from synapse_lb.cli.scale.process import lost_datagrams
+from synapse_lb.cli.scale.process import lost_datagrams, waiting_bytes
 from synapse_lb.cli.terminal import Terminal
 
 JUNK_AT_ONCE: Final = 100
 JUNK_SIZE: Final = 80
+_READ_TURN: Final = 0.01  # s
+_READ_TURNS: Final = 3000
 _RECORD: Final = bytes.fromhex("17fefd0001")
 """How a record of application data begins (RFC 6347 section 4.1)."""
 
@@ -228,9 +230,17 @@ class RequestBench:
             for number in range(count):
                 sender.sendto(make(), target)
                 if number % JUNK_AT_ONCE == 0:
-                    await deferLater(self._reactor, 0.01, lambda: None)
+                    await self._read(port)
         await deferLater(self._reactor, 0.5, lambda: None)
         return (process.cpu() - before) / max(1, count - lost_datagrams(port) + lost)
+
+    async def _read(self, port: int) -> None:
+        """Wait until the server has read what has come, so that nothing is lost if it stands still for a while."""
+        for _ in range(_READ_TURNS):
+            await deferLater(self._reactor, _READ_TURN, lambda: None)
+            if not waiting_bytes(port):
+                return
+        raise CommandError("the server does not read what comes")
 
     async def close(self) -> None:
         """End all connections."""
